@@ -1,0 +1,1 @@
+//! Tokens, claims, and what row-level security lets a subscriber see.

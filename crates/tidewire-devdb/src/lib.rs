@@ -1,0 +1,1 @@
+//! A private PostgreSQL in a folder of one's own: found, initialised, started, stopped.

@@ -1,0 +1,1 @@
+//! The server's decisions: sockets, channels, fan-out, subscriptions; no I/O.

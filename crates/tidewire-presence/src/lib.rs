@@ -1,0 +1,1 @@
+//! Presence state and diffs of one topic; no I/O.

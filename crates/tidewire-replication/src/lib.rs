@@ -1,0 +1,1 @@
+//! A walsender session and the pgoutput decoder.

@@ -1,0 +1,1 @@
+//! The Tidewire server as a library: endpoints, shards, change stream, configuration.
