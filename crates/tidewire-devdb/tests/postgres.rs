@@ -15,7 +15,7 @@ impl Folder {
         let unique = format!("tidewire-devdb-{name}-{}", std::process::id());
         let path = std::env::temp_dir().join(unique);
         let _ = fs::remove_dir_all(&path);
-        fs::create_dir(&path).unwrap();
+        fs::create_dir(&path).expect("the temporary folder is writable");
         Self(path)
     }
 
