@@ -1,1 +1,30 @@
-//! The server's decisions: sockets, channels, fan-out, subscriptions; no I/O.
+//! The server's decisions, without I/O.
+//!
+//! A [`Hub`] owns a set of sockets and their channels: one hub per event loop. It is told what happened
+//! ([`Input`]) and when ([`Now`]), appends encoded frames to the outboxes of the sockets concerned, and
+//! says what only the outside can do ([`Output`]). [`Subscriptions`] decides which row changes go to
+//! which channels. Nothing here owns a socket, a clock, a thread or a random source, and nothing here
+//! knows Tokio.
+//!
+//! Hubs talk to each other through [`PeerMessage`]s, which the driver carries in order.
+
+#![forbid(unsafe_code)]
+
+mod hub;
+mod message;
+mod now;
+mod outbox;
+mod random;
+mod subscriptions;
+mod timers;
+
+pub use hub::{
+    ChangeCommand, ChannelId, Credential, Drain, Hub, HubConfig, Input, Output, PeerMessage, Report,
+    SocketId, SocketInfo, TokenRefusal, VerifyToken,
+};
+pub use message::{Body, Message};
+pub use now::Now;
+pub use outbox::{Outbox, Overflow};
+pub use subscriptions::{
+    Action, ActionSet, Group, GroupId, GroupKey, Match, Member, Subscriptions, TableId, Test, Value,
+};

@@ -1,0 +1,529 @@
+//! One event loop's worth of sockets, channels and topics.
+//!
+//! Owns: the sockets given to this hub, their channels and outboxes, the members of each topic on this
+//! hub, and the presence of the topics whose *home* this hub is. Never touches: the network, the clock,
+//! the database, other hubs' memory.
+//!
+//! The law of use: after each [`Hub::handle`], drain [`Hub::poll_output`]; when a turn's inputs are all
+//! handled, call [`Hub::finish_turn`], drain again, then write what [`Hub::take_dirty`] names. A message
+//! to a peer hub must arrive in the order it was put out.
+//!
+//! ```text
+//!   frame ──▶ routing ──▶ join │ leave │ broadcast │ presence │ access_token
+//!                           │                │            │
+//!                           ▼                ▼            ▼
+//!                      ChangeCommand    members here   home hub of the topic
+//!                                       + other hubs   (state, diffs once per turn)
+//! ```
+//!
+//! | channel state × event | `phx_join` | `phx_leave` | other |
+//! | --- | --- | --- | --- |
+//! | not joined | join | ok reply | `unmatched topic` |
+//! | joined | new incarnation, then close of the old | leave (if the ref is ours) | delivered |
+//! | ended by the server | join | ok reply | `unmatched topic` |
+//!
+//! Spec: `PROTOCOL.md` §1.6–1.11, §2–§4, §6.3–6.4.
+
+mod broadcast;
+mod channel;
+mod delivery;
+mod join;
+mod presence;
+mod socket;
+mod token;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustc_hash::FxHashMap;
+use slab::Slab;
+use tidewire_presence::Presence;
+use tidewire_protocol::codes::OperationalCode;
+use tidewire_protocol::frame::Version;
+use tidewire_protocol::join::Binding;
+
+use crate::message::Message;
+use crate::now::Now;
+use crate::outbox::Outbox;
+use crate::random::Random;
+use crate::timers::Timers;
+use channel::Channel;
+use socket::Socket;
+
+/// A socket of one hub. Stale ids are recognised and ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SocketId {
+    /// Position in the hub; the driver may use it as an index of its own.
+    pub index: u32,
+    /// Tells this socket from an earlier one at the same position.
+    pub generation: u32,
+}
+
+/// A channel, unique in the process: the hub in the upper 16 bits, a serial below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChannelId(pub u64);
+
+impl ChannelId {
+    /// The hub that owns the channel.
+    pub fn hub(self) -> u16 {
+        (self.0 >> 48) as u16
+    }
+}
+
+/// What a verified token says. Its `Debug` shows the role alone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// The token as verified, kept to be verified again (§6.3).
+    pub token: Box<str>,
+    /// Claim `role`.
+    pub role: Box<str>,
+    /// All claims, JSON text.
+    pub claims: Box<str>,
+    /// Claim `exp`, seconds since the Unix epoch.
+    pub expires_unix_s: i64,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credential").field("role", &self.role).finish_non_exhaustive()
+    }
+}
+
+/// Why a token was refused, in the words of each place that can say so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRefusal {
+    /// Stable code.
+    pub code: OperationalCode,
+    /// `reason` of a join's error reply (§2.5).
+    pub join_reason: String,
+    /// Text of the system message when a joined channel is shut down (§6.3, §6.4).
+    pub push_message: String,
+}
+
+/// Verifies a token: pure computation over static keys, so that it may run inside a turn.
+pub trait VerifyToken: Send + Sync {
+    /// Checks signature, expiry and required claims.
+    ///
+    /// # Errors
+    /// [`TokenRefusal`], in the words of the protocol.
+    fn verify(&self, token: &str, now: Now) -> Result<Credential, TokenRefusal>;
+}
+
+/// Bounds and delays of a hub. Sources of the numbers: `PROTOCOL.md` §7.2 and appendix B.
+#[derive(Debug, Clone)]
+pub struct HubConfig {
+    /// This hub's number.
+    pub hub: u16,
+    /// How many hubs there are; the home of a topic is chosen among them.
+    pub hubs: u16,
+    /// Seed of names that must be unique but not secret.
+    pub seed: u64,
+    /// Channels of one socket.
+    pub max_channels: usize,
+    /// Bindings of one channel.
+    pub max_bindings: usize,
+    /// Bytes that may wait for one socket before it is closed as a slow reader.
+    pub max_outbox_bytes: usize,
+    /// Largest broadcast or presence payload.
+    pub max_payload_bytes: usize,
+    /// Presence calls per channel and window; `None` = unlimited.
+    pub presence_calls: Option<u32>,
+    /// Length of that window.
+    pub presence_window_ms: u64,
+    /// A socket without inbound frames for this long is closed.
+    pub idle_timeout_ms: u64,
+    /// A socket that joined once and has no channel for this long is dropped.
+    pub no_channel_timeout_ms: u64,
+    /// Wait before a failed join is answered.
+    pub join_error_backoff_ms: u64,
+    /// Longest time between two verifications of a channel's token.
+    pub token_check_ms: u64,
+}
+
+/// What the driver knows of a socket when it hands it over.
+#[derive(Debug, Clone)]
+pub struct SocketInfo {
+    /// Serializer.
+    pub version: Version,
+    /// The credential of the connection (§6.2).
+    pub credential: Arc<Credential>,
+}
+
+/// Something happened.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// A text message arrived.
+    Text(SocketId, &'a [u8]),
+    /// A binary message arrived.
+    Binary(SocketId, &'a [u8]),
+    /// A ping arrived; the driver answers it, the hub notes a sign of life.
+    Alive(SocketId),
+    /// The connection is gone; the id will not be used again.
+    Closed(SocketId),
+    /// A message from another hub, from HTTP, or from the change stream.
+    Peer(PeerMessage),
+    /// A deadline may have come.
+    Tick,
+    /// Shutting down.
+    Drain(Drain),
+}
+
+/// The two steps of a shutdown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    /// Refuse new joins.
+    Refuse,
+    /// Close every socket with 1012 (§1.11).
+    Close,
+}
+
+/// Hub to hub, and outside to hub. Cheap to clone: contents are shared.
+#[derive(Debug, Clone)]
+pub enum PeerMessage {
+    /// To every member of the message's topic on the receiving hub.
+    Publish {
+        /// The message.
+        message: Arc<Message>,
+        /// Presence diffs are held back from channels that still wait for their state.
+        is_presence: bool,
+    },
+    /// To these channels, if they still exist; row changes come this way.
+    Deliver {
+        /// The message; its topic is the topic of all these channels.
+        message: Arc<Message>,
+        /// Receivers, all of the receiving hub.
+        channels: Arc<[ChannelId]>,
+    },
+    /// A `system` message of the `postgres_changes` extension for one channel (§5.10).
+    System {
+        /// Receiver.
+        channel: ChannelId,
+        /// Status `ok`, otherwise `error`.
+        ok: bool,
+        /// Text.
+        text: String,
+    },
+    /// To the home hub: a channel tracks.
+    Track {
+        /// Full topic.
+        topic: Arc<str>,
+        /// The tracking channel.
+        owner: ChannelId,
+        /// Presence key.
+        key: Box<str>,
+        /// Fresh reference of the meta.
+        phx_ref: String,
+        /// The tracked object, JSON text.
+        payload: Box<str>,
+    },
+    /// To the home hub: a channel's presence ends.
+    Untrack {
+        /// Full topic.
+        topic: Arc<str>,
+        /// The channel.
+        owner: ChannelId,
+    },
+    /// To the home hub: a channel joined and wants the state.
+    StateRequest {
+        /// Full topic.
+        topic: Arc<str>,
+        /// Who asks.
+        channel: ChannelId,
+    },
+    /// From the home hub: the state asked for.
+    State {
+        /// Who asked.
+        channel: ChannelId,
+        /// `presence_state` payload.
+        payload: Bytes,
+    },
+}
+
+/// What only the outside can do.
+#[derive(Debug)]
+pub enum Output {
+    /// Carry a message to one other hub.
+    Peer(u16, PeerMessage),
+    /// Carry a message to all other hubs.
+    Peers(PeerMessage),
+    /// Tell the change stream.
+    Change(ChangeCommand),
+    /// Write what the outbox holds, then end the connection. The hub has let go of its channels already.
+    Disconnect(SocketId),
+    /// Log and count.
+    Report(Report),
+}
+
+/// What the change stream has to know about channels. Commands of one channel come in order.
+#[derive(Debug)]
+pub enum ChangeCommand {
+    /// A channel joined with bindings.
+    Subscribe {
+        /// The channel.
+        channel: ChannelId,
+        /// Full topic, for the frames.
+        topic: Arc<str>,
+        /// Role and claims.
+        credential: Arc<Credential>,
+        /// Joined without `config` (§2.7): other event names, bare payload.
+        is_legacy: bool,
+        /// In join order.
+        bindings: Vec<Binding>,
+    },
+    /// The channel's token was replaced (§6.4).
+    Reauthorize {
+        /// The channel.
+        channel: ChannelId,
+        /// The new role and claims.
+        credential: Arc<Credential>,
+    },
+    /// The channel ended.
+    Unsubscribe {
+        /// The channel.
+        channel: ChannelId,
+    },
+}
+
+/// An operational event: a line in the log and a count. Never holds payloads or tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Stable code.
+    pub code: OperationalCode,
+    /// Where.
+    pub socket: SocketId,
+    /// Full topic, if the event belongs to one.
+    pub topic: Option<Arc<str>>,
+    /// A sentence for the operator.
+    pub detail: String,
+}
+
+/// A topic as this hub knows it.
+#[derive(Debug)]
+struct Topic {
+    name: Arc<str>,
+    members: Vec<Member>,
+    /// Only on the topic's home hub, only while somebody tracks.
+    presence: Option<Box<Presence>>,
+    is_presence_dirty: bool,
+}
+
+/// A member of a topic. Small and flat: the fan-out loop walks these.
+#[derive(Debug, Clone, Copy)]
+struct Member {
+    socket: u32,
+    channel: u32,
+}
+
+#[derive(Debug)]
+enum Timer {
+    Idle(SocketId),
+    NoChannel(SocketId),
+    JoinRefusal { socket: SocketId, frame: Bytes },
+    TokenCheck { channel: ChannelId, serial: u32 },
+}
+
+/// See the module documentation.
+pub struct Hub {
+    config: HubConfig,
+    verifier: Arc<dyn VerifyToken>,
+    random: Random,
+    sockets: Slab<Socket>,
+    channels: Slab<Channel>,
+    channel_slots: FxHashMap<ChannelId, u32>,
+    /// Topic names come from clients, so this map uses the keyed default hasher.
+    topic_slots: HashMap<Arc<str>, u32>,
+    topics: Slab<Topic>,
+    timers: Timers<Timer>,
+    outputs: VecDeque<Output>,
+    dirty: Vec<SocketId>,
+    dirty_presence: Vec<u32>,
+    /// Sockets to be ended at the end of this input; ending them at once would change the member list
+    /// under a fan-out loop.
+    doomed: Vec<SocketId>,
+    next_channel_serial: u64,
+    next_generation: u32,
+    is_draining: bool,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub")
+            .field("hub", &self.config.hub)
+            .field("sockets", &self.sockets.len())
+            .field("channels", &self.channels.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    /// An empty hub.
+    pub fn new(config: HubConfig, verifier: Arc<dyn VerifyToken>) -> Self {
+        Self {
+            random: Random::new(config.seed, config.hub),
+            config,
+            verifier,
+            sockets: Slab::new(),
+            channels: Slab::new(),
+            channel_slots: FxHashMap::default(),
+            topic_slots: HashMap::new(),
+            topics: Slab::new(),
+            timers: Timers::default(),
+            outputs: VecDeque::new(),
+            dirty: Vec::new(),
+            dirty_presence: Vec::new(),
+            doomed: Vec::new(),
+            next_channel_serial: 0,
+            next_generation: 0,
+            is_draining: false,
+        }
+    }
+
+    /// Takes over a connection whose handshake has succeeded.
+    pub fn open(&mut self, now: Now, info: SocketInfo) -> SocketId {
+        let generation = self.next_generation;
+        self.next_generation = self.next_generation.wrapping_add(1);
+        let index = self.sockets.insert(Socket::new(generation, info, now)) as u32;
+        let id = SocketId { index, generation };
+        self.timers.set(now.mono_ms + self.config.idle_timeout_ms, Timer::Idle(id));
+        id
+    }
+
+    /// Tells the hub what happened.
+    pub fn handle(&mut self, now: Now, input: Input<'_>) {
+        match input {
+            Input::Text(socket, bytes) => self.on_text(now, socket, bytes),
+            Input::Binary(socket, bytes) => self.on_binary(now, socket, bytes),
+            Input::Alive(socket) => {
+                self.note_alive(now, socket);
+            }
+            Input::Closed(socket) => self.on_closed(socket),
+            Input::Peer(message) => self.on_peer(message),
+            Input::Tick => self.on_tick(now),
+            Input::Drain(Drain::Refuse) => self.is_draining = true,
+            Input::Drain(Drain::Close) => self.close_all(),
+        }
+        while let Some(socket) = self.doomed.pop() {
+            self.end_channels(socket);
+        }
+    }
+
+    /// The next thing to do outside, until `None`.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Input::Tick`] is due next, in milliseconds of [`Now::mono_ms`].
+    pub fn poll_deadline(&self) -> Option<u64> {
+        self.timers.next_deadline()
+    }
+
+    /// Ends a turn: what may be said once for many inputs (presence diffs) is said now.
+    pub fn finish_turn(&mut self) {
+        self.flush_presence();
+        while let Some(socket) = self.doomed.pop() {
+            self.end_channels(socket);
+        }
+        // Ending a slow reader's channels can change presence once more; its diff goes out now, too.
+        if !self.dirty_presence.is_empty() {
+            self.flush_presence();
+        }
+    }
+
+    /// Moves the sockets that have something to write into `dirty`.
+    pub fn take_dirty(&mut self, dirty: &mut Vec<SocketId>) {
+        for id in &self.dirty {
+            if let Some(socket) = self.sockets.get_mut(id.index as usize) {
+                socket.is_dirty = false;
+            }
+        }
+        dirty.append(&mut self.dirty);
+    }
+
+    /// What waits for a socket; `None` if it is gone.
+    pub fn outbox(&mut self, id: SocketId) -> Option<&mut Outbox> {
+        self.socket_mut(id).map(|socket| &mut socket.outbox)
+    }
+
+    /// Appends a frame made by the driver (pong, close) to a socket's outbox.
+    pub fn push_raw(&mut self, id: SocketId, frame: Bytes) {
+        if self.socket_mut(id).is_some() {
+            self.push(id.index, frame);
+        }
+    }
+
+    /// Sockets open now.
+    pub fn socket_count(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// Channels joined now.
+    pub fn channel_count(&self) -> usize {
+        self.channels.len()
+    }
+
+    fn socket_mut(&mut self, id: SocketId) -> Option<&mut Socket> {
+        self.sockets.get_mut(id.index as usize).filter(|socket| socket.generation == id.generation)
+    }
+
+    fn socket_id(&self, index: u32) -> SocketId {
+        SocketId { index, generation: self.sockets[index as usize].generation }
+    }
+
+    /// The hub that keeps a topic's presence. Every hub computes the same.
+    fn home_of(&self, topic: &str) -> u16 {
+        use std::hash::{Hash, Hasher};
+        let mut hasher = rustc_hash::FxHasher::default();
+        topic.hash(&mut hasher);
+        (hasher.finish() % u64::from(self.config.hubs.max(1))) as u16
+    }
+
+    fn report(
+        &mut self,
+        code: OperationalCode,
+        socket: u32,
+        topic: Option<Arc<str>>,
+        detail: impl Into<String>,
+    ) {
+        let socket = self.socket_id(socket);
+        self.outputs.push_back(Output::Report(Report { code, socket, topic, detail: detail.into() }));
+    }
+
+    fn on_peer(&mut self, message: PeerMessage) {
+        match message {
+            PeerMessage::Publish { message, is_presence } => {
+                if let Some(&slot) = self.topic_slots.get(message.topic()) {
+                    self.deliver_to_members(slot, &message, None, is_presence);
+                }
+            }
+            PeerMessage::Deliver { message, channels } => self.deliver_to_channels(&message, &channels),
+            PeerMessage::System { channel, ok, text } => {
+                if let Some(&slot) = self.channel_slots.get(&channel) {
+                    self.push_system(slot, "postgres_changes", ok, &text);
+                }
+            }
+            PeerMessage::Track { topic, owner, key, phx_ref, payload } => {
+                self.track_here(&topic, owner, &key, &phx_ref, &payload);
+            }
+            PeerMessage::Untrack { topic, owner } => self.untrack_here(&topic, owner),
+            PeerMessage::StateRequest { topic, channel } => self.answer_state(&topic, channel),
+            PeerMessage::State { channel, payload } => self.push_state(channel, &payload),
+        }
+    }
+
+    fn on_tick(&mut self, now: Now) {
+        while let Some(timer) = self.timers.pop_due(now.mono_ms) {
+            match timer {
+                Timer::Idle(id) => self.on_idle_timer(now, id),
+                Timer::NoChannel(id) => self.on_no_channel_timer(now, id),
+                Timer::JoinRefusal { socket, frame } => {
+                    if let Some(owner) = self.socket_mut(socket) {
+                        owner.delayed_refusals = owner.delayed_refusals.saturating_sub(1);
+                        self.push(socket.index, frame);
+                    }
+                }
+                Timer::TokenCheck { channel, serial } => self.on_token_timer(now, channel, serial),
+            }
+        }
+    }
+}

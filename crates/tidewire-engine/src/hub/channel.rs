@@ -1,0 +1,152 @@
+//! Channels: one joined topic on one socket, from the join's reply to its end.
+
+use std::sync::Arc;
+
+use tidewire_protocol::codes::OperationalCode;
+use tidewire_protocol::frame::{Frame, NULL, Status};
+use tidewire_protocol::{join, topic};
+
+use super::{ChangeCommand, ChannelId, Credential, Hub, Output, PeerMessage, Timer};
+use crate::message::channel_frame;
+use crate::now::Now;
+
+/// A joined topic on one socket.
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) id: ChannelId,
+    pub(super) socket: u32,
+    pub(super) topic: u32,
+    /// Position in the topic's member list.
+    pub(super) member: u32,
+    /// `join_ref` as the join carried it, raw JSON.
+    pub(super) sent_join_ref: Box<str>,
+    /// `ref` of the join, raw JSON; the channel's join ref when the join carried none.
+    pub(super) push_ref: Box<str>,
+    pub(super) credential: Arc<Credential>,
+    pub(super) presence_key: Box<str>,
+    pub(super) presence_window_start_ms: u64,
+    pub(super) presence_calls: u32,
+    pub(super) token_serial: u32,
+    pub(super) wants_ack: bool,
+    pub(super) receives_own: bool,
+    pub(super) awaits_state: bool,
+    pub(super) is_tracked: bool,
+    pub(super) has_bindings: bool,
+}
+
+impl Channel {
+    /// The channel's join ref: that of the join if it had one, else its ref (§1.10).
+    pub(super) fn join_ref(&self) -> &str {
+        if &*self.sent_join_ref == NULL { &self.push_ref } else { &self.sent_join_ref }
+    }
+}
+
+impl Hub {
+    pub(super) fn on_leave(&mut self, now: Now, slot: u32, frame: &Frame<'_>) {
+        let channel = &self.channels[slot as usize];
+        // A leave of an older incarnation (§1.8). A channel that joined without a ref takes any leave.
+        if &*channel.sent_join_ref != NULL && *channel.sent_join_ref != *frame.join_ref {
+            return;
+        }
+        let socket = channel.socket;
+        let join_ref = channel.join_ref().to_owned();
+        self.push_reply(socket, &join_ref, &frame.reference, &frame.topic, Status::Ok, "{}");
+        self.end_channel(now, slot);
+    }
+
+    /// Ends a channel: removed everywhere, then `phx_close`.
+    pub(super) fn end_channel(&mut self, now: Now, slot: u32) {
+        let channel = &self.channels[slot as usize];
+        let socket = channel.socket;
+        let close_ref = channel.sent_join_ref.clone();
+        let name = Arc::clone(&self.topics[channel.topic as usize].name);
+        let owner = &mut self.sockets[socket as usize];
+        owner.channels.retain(|&other| other != slot);
+        self.remove_channel(slot);
+        let version = self.sockets[socket as usize].version;
+        self.push(socket, channel_frame(version, &close_ref, &close_ref, &name, "phx_close", "{}"));
+        self.note_channel_ended(now, socket);
+    }
+
+    /// The server ends a channel: a `system` error, then `phx_close` (§1.9).
+    pub(super) fn shut_down(&mut self, now: Now, slot: u32, code: OperationalCode, message: &str) {
+        let channel = &self.channels[slot as usize];
+        let (socket, topic) = (channel.socket, Arc::clone(&self.topics[channel.topic as usize].name));
+        self.push_system(slot, "system", false, message);
+        self.end_channel(now, slot);
+        self.report(code, socket, Some(topic), message);
+    }
+
+    /// Takes a channel out of every list. Its socket's own list is the caller's business.
+    pub(super) fn remove_channel(&mut self, slot: u32) {
+        let channel = self.channels.remove(slot as usize);
+        self.channel_slots.remove(&channel.id);
+        let topic = &mut self.topics[channel.topic as usize];
+        let name = Arc::clone(&topic.name);
+        topic.members.swap_remove(channel.member as usize);
+        if let Some(moved) = topic.members.get(channel.member as usize) {
+            self.channels[moved.channel as usize].member = channel.member;
+        }
+        if channel.has_bindings {
+            self.outputs.push_back(Output::Change(ChangeCommand::Unsubscribe { channel: channel.id }));
+        }
+        if channel.is_tracked {
+            self.to_home(&name, PeerMessage::Untrack { topic: Arc::clone(&name), owner: channel.id });
+        }
+        self.drop_topic_if_unused(channel.topic);
+    }
+
+    /// Notes that a socket may have lost its last channel.
+    fn note_channel_ended(&mut self, now: Now, socket: u32) {
+        let id = self.socket_id(socket);
+        let timeout = self.config.no_channel_timeout_ms;
+        let owner = &mut self.sockets[socket as usize];
+        if owner.channels.is_empty() && owner.has_joined {
+            owner.last_channel_mono_ms = now.mono_ms;
+            self.timers.set(now.mono_ms + timeout, Timer::NoChannel(id));
+        }
+    }
+
+    pub(super) fn push_system(&mut self, slot: u32, extension: &str, ok: bool, message: &str) {
+        let channel = &self.channels[slot as usize];
+        let socket = channel.socket;
+        let name = &self.topics[channel.topic as usize].name;
+        let status = if ok { Status::Ok } else { Status::Error };
+        let mut payload = Vec::with_capacity(message.len() + name.len() + 96);
+        join::write_system(
+            &mut payload,
+            extension,
+            status,
+            message,
+            topic::sub_topic(name).unwrap_or_default(),
+        );
+        let payload = String::from_utf8(payload).expect("invariant: JSON writers emit UTF-8");
+        let version = self.sockets[socket as usize].version;
+        let frame = channel_frame(version, channel.join_ref(), NULL, name, "system", &payload);
+        self.push(socket, frame);
+    }
+
+    /// Finds or makes a topic.
+    pub(super) fn topic_slot(&mut self, name: &str) -> u32 {
+        if let Some(&slot) = self.topic_slots.get(name) {
+            return slot;
+        }
+        let name: Arc<str> = name.into();
+        let slot = self.topics.insert(super::Topic {
+            name: Arc::clone(&name),
+            members: Vec::new(),
+            presence: None,
+            is_presence_dirty: false,
+        }) as u32;
+        self.topic_slots.insert(name, slot);
+        slot
+    }
+
+    pub(super) fn drop_topic_if_unused(&mut self, slot: u32) {
+        let Some(topic) = self.topics.get(slot as usize) else { return };
+        if topic.members.is_empty() && topic.presence.is_none() && !topic.is_presence_dirty {
+            let topic = self.topics.remove(slot as usize);
+            self.topic_slots.remove(&topic.name);
+        }
+    }
+}

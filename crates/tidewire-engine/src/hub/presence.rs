@@ -1,0 +1,239 @@
+//! Presence (§4). A topic's state lives on its home hub; diffs are coalesced per topic and turn.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tidewire_presence::{Presence, Tracked};
+use tidewire_protocol::codes::OperationalCode;
+use tidewire_protocol::frame::{NULL, Status};
+
+use super::{ChannelId, Hub, Output, PeerMessage};
+use crate::message::{Body, Message, channel_frame};
+use crate::now::Now;
+
+/// The push of §4.2. `event` may be anything, even absent.
+#[derive(Deserialize)]
+struct PresencePush<'a> {
+    #[serde(borrow, default)]
+    event: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    payload: Option<&'a RawValue>,
+}
+
+enum Call {
+    Track,
+    Untrack,
+    Unknown,
+}
+
+impl PresencePush<'_> {
+    fn call(&self) -> Option<Call> {
+        let event = self.event?;
+        let Ok(name) = serde_json::from_str::<String>(event.get()) else { return Some(Call::Unknown) };
+        Some(match name.to_ascii_lowercase().as_str() {
+            "track" => Call::Track,
+            "untrack" => Call::Untrack,
+            _ => Call::Unknown,
+        })
+    }
+}
+
+const NOT_A_MAP: &str = r#"{"reason":"Presence track payload must be a map"}"#;
+
+impl Hub {
+    pub(super) fn on_presence(&mut self, now: Now, slot: u32, reference: &str, payload: &str) {
+        let push: PresencePush<'_> =
+            serde_json::from_str(payload).unwrap_or(PresencePush { event: None, payload: None });
+        let Some(call) = push.call() else {
+            self.reply_presence(slot, reference, Status::Ok, "{}");
+            return;
+        };
+        if !self.presence_call_allowed(now, slot) {
+            let code = OperationalCode::ClientPresenceRateLimitReached;
+            self.shut_down(now, slot, code, "Client presence rate limit exceeded");
+            return;
+        }
+        match call {
+            Call::Track => {
+                let tracked = push.payload.map_or("{}", RawValue::get);
+                if !tracked.starts_with('{') {
+                    self.report_presence(
+                        slot,
+                        OperationalCode::InvalidPresencePayload,
+                        "payload is not an object",
+                    );
+                    self.reply_presence(slot, reference, Status::Error, NOT_A_MAP);
+                } else if tracked.len() > self.config.max_payload_bytes {
+                    self.shut_down(
+                        now,
+                        slot,
+                        OperationalCode::ChannelShutdown,
+                        "Track message size exceeded",
+                    );
+                } else {
+                    self.track(slot, tracked);
+                    self.reply_presence(slot, reference, Status::Ok, "{}");
+                }
+            }
+            Call::Untrack => {
+                self.untrack(slot);
+                self.reply_presence(slot, reference, Status::Ok, "{}");
+            }
+            Call::Unknown => {
+                self.report_presence(
+                    slot,
+                    OperationalCode::UnknownPresenceEvent,
+                    "neither track nor untrack",
+                );
+                self.reply_presence(slot, reference, Status::Error, "{}");
+            }
+        }
+    }
+
+    fn report_presence(&mut self, slot: u32, code: OperationalCode, detail: &str) {
+        let channel = &self.channels[slot as usize];
+        let (socket, topic) = (channel.socket, Arc::clone(&self.topics[channel.topic as usize].name));
+        self.report(code, socket, Some(topic), detail);
+    }
+
+    fn reply_presence(&mut self, slot: u32, reference: &str, status: Status, response: &str) {
+        let channel = &self.channels[slot as usize];
+        let socket = channel.socket;
+        let join_ref: Box<str> = channel.join_ref().into();
+        let topic = Arc::clone(&self.topics[channel.topic as usize].name);
+        self.push_reply(socket, &join_ref, reference, &topic, status, response);
+    }
+
+    /// A fixed window per channel (§7.2).
+    fn presence_call_allowed(&mut self, now: Now, slot: u32) -> bool {
+        let Some(limit) = self.config.presence_calls else { return true };
+        let window = self.config.presence_window_ms;
+        let channel = &mut self.channels[slot as usize];
+        if now.mono_ms.saturating_sub(channel.presence_window_start_ms) >= window {
+            channel.presence_window_start_ms = now.mono_ms;
+            channel.presence_calls = 0;
+        }
+        channel.presence_calls += 1;
+        channel.presence_calls <= limit
+    }
+
+    fn track(&mut self, slot: u32, payload: &str) {
+        let phx_ref = self.random.presence_ref();
+        let channel = &mut self.channels[slot as usize];
+        channel.is_tracked = true;
+        let (owner, key) = (channel.id, channel.presence_key.clone());
+        let topic = Arc::clone(&self.topics[channel.topic as usize].name);
+        let message =
+            PeerMessage::Track { topic: Arc::clone(&topic), owner, key, phx_ref, payload: payload.into() };
+        self.to_home(&topic, message);
+    }
+
+    fn untrack(&mut self, slot: u32) {
+        let channel = &mut self.channels[slot as usize];
+        if !std::mem::take(&mut channel.is_tracked) {
+            return;
+        }
+        let owner = channel.id;
+        let topic = Arc::clone(&self.topics[channel.topic as usize].name);
+        self.to_home(&topic, PeerMessage::Untrack { topic: Arc::clone(&topic), owner });
+    }
+
+    // ── on the home hub ─────────────────────────────────────────────────────────────────────────────
+
+    pub(super) fn track_here(
+        &mut self,
+        topic: &str,
+        owner: ChannelId,
+        key: &str,
+        phx_ref: &str,
+        payload: &str,
+    ) {
+        let slot = self.topic_slot(topic);
+        let presence = self.topics[slot as usize].presence.get_or_insert_with(Default::default);
+        if presence.track(owner.0, key, phx_ref, payload) != Tracked::Unchanged {
+            self.mark_presence_dirty(slot);
+        }
+    }
+
+    pub(super) fn untrack_here(&mut self, topic: &str, owner: ChannelId) {
+        let Some(&slot) = self.topic_slots.get(topic) else { return };
+        let Some(presence) = &mut self.topics[slot as usize].presence else { return };
+        if presence.untrack(owner.0) {
+            self.mark_presence_dirty(slot);
+        }
+    }
+
+    fn mark_presence_dirty(&mut self, slot: u32) {
+        let topic = &mut self.topics[slot as usize];
+        if !std::mem::replace(&mut topic.is_presence_dirty, true) {
+            self.dirty_presence.push(slot);
+        }
+    }
+
+    /// Sends the diffs of this turn, one per topic.
+    pub(super) fn flush_presence(&mut self) {
+        for slot in std::mem::take(&mut self.dirty_presence) {
+            self.flush_presence_of(slot);
+            self.drop_topic_if_unused(slot);
+        }
+    }
+
+    fn flush_presence_of(&mut self, slot: u32) {
+        let Some(topic) = self.topics.get_mut(slot as usize) else { return };
+        topic.is_presence_dirty = false;
+        let Some(presence) = &mut topic.presence else { return };
+        let mut diff = Vec::new();
+        let changed = presence.take_diff(&mut diff);
+        if presence.is_empty() {
+            topic.presence = None;
+        }
+        if !changed {
+            return;
+        }
+        let body = Body::Json { event: "presence_diff", payload: diff.into() };
+        let message = Arc::new(Message::new(&topic.name, body));
+        self.deliver_to_members(slot, &message, None, true);
+        if self.config.hubs > 1 {
+            self.outputs.push_back(Output::Peers(PeerMessage::Publish { message, is_presence: true }));
+        }
+    }
+
+    /// The state, after the diffs that it already contains have gone to the others.
+    pub(super) fn answer_state(&mut self, topic: &str, channel: ChannelId) {
+        let mut payload = Vec::new();
+        match self.topic_slots.get(topic).copied() {
+            Some(slot) => {
+                if self.topics[slot as usize].is_presence_dirty {
+                    self.dirty_presence.retain(|&dirty| dirty != slot);
+                    self.flush_presence_of(slot);
+                }
+                match &self.topics[slot as usize].presence {
+                    Some(presence) => presence.write_state(&mut payload),
+                    None => Presence::default().write_state(&mut payload),
+                }
+                self.drop_topic_if_unused(slot);
+            }
+            None => Presence::default().write_state(&mut payload),
+        }
+        let payload = Bytes::from(payload);
+        if channel.hub() == self.config.hub {
+            self.push_state(channel, &payload);
+        } else {
+            self.outputs.push_back(Output::Peer(channel.hub(), PeerMessage::State { channel, payload }));
+        }
+    }
+
+    pub(super) fn push_state(&mut self, channel: ChannelId, payload: &Bytes) {
+        let Some(&slot) = self.channel_slots.get(&channel) else { return };
+        let channel = &mut self.channels[slot as usize];
+        channel.awaits_state = false;
+        let socket = channel.socket;
+        let version = self.sockets[socket as usize].version;
+        let topic = &self.topics[channel.topic as usize].name;
+        let payload = std::str::from_utf8(payload).expect("invariant: presence writes UTF-8");
+        let frame = channel_frame(version, channel.join_ref(), NULL, topic, "presence_state", payload);
+        self.push(socket, frame);
+    }
+}
