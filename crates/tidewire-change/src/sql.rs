@@ -59,7 +59,13 @@ pub fn condition_sql(cond: &Condition, column_sql: &str, type_sql: &str) -> Stri
         Operator::Imatch => simple("~*"),
         Operator::In => {
             let array = quote_literal(&format!("{{{}}}", cond.value));
-            format!("({not}({column_sql} = ANY ({array}::{type_sql}[])))")
+            let found = format!("{column_sql} = ANY ({array}::{type_sql}[])");
+            if cond.negate {
+                // Over an empty array ANY is false, not NULL, even for NULL; but NULL satisfies no negation.
+                format!("({column_sql} IS DISTINCT FROM NULL AND NOT ({found}))")
+            } else {
+                format!("({found})")
+            }
         }
         Operator::Is => match is_keyword(&cond.value) {
             Some(keyword) => format!("({column_sql} IS {not}{keyword})"),
@@ -118,8 +124,11 @@ mod tests {
             assert_eq!(sql(&format!("c={name}.1")), format!(r#"((r."c" {operator} '1'{cast}))"#));
             assert_eq!(sql(&format!("c=not.{name}.1")), format!(r#"(NOT (r."c" {operator} '1'{cast}))"#));
         }
-        assert_eq!(sql("c=in.(1,2)"), format!(r#"((r."c" = ANY ('{{1,2}}'{cast}[])))"#));
-        assert_eq!(sql("c=not.in.(1)"), format!(r#"(NOT (r."c" = ANY ('{{1}}'{cast}[])))"#));
+        assert_eq!(sql("c=in.(1,2)"), format!(r#"(r."c" = ANY ('{{1,2}}'{cast}[]))"#));
+        assert_eq!(
+            sql("c=not.in.(1)"),
+            format!(r#"(r."c" IS DISTINCT FROM NULL AND NOT (r."c" = ANY ('{{1}}'{cast}[])))"#)
+        );
         assert_eq!(sql("c=is.null"), r#"(r."c" IS NULL)"#);
         assert_eq!(sql("c=not.is.unknown"), r#"(r."c" IS NOT UNKNOWN)"#);
         assert_eq!(sql("c=is.NULL"), "(NULL::boolean)");
