@@ -15,6 +15,6 @@ pub mod visibility;
 pub use identity::Identity;
 pub use token::{TokenError, Verifier, sign_hs256};
 pub use visibility::{
-    AccessError, Authenticator, AuthenticatorConfig, BindingCondition, BindingRefusal, Column, Judgement, RoleAccess,
-    RowImage, Table, TypeShape, TypeTree,
+    AccessError, Authenticator, AuthenticatorConfig, BindingCondition, BindingRefusal, Column, Judgement,
+    RoleAccess, RowImage, Table, TypeShape, TypeTree,
 };

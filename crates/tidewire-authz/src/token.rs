@@ -208,7 +208,8 @@ pub fn sign_hs256(secret: &[u8], claims_json: &str) -> String {
     let mut token = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#);
     token.push('.');
     token.push_str(&URL_SAFE_NO_PAD.encode(claims_json));
-    let mac = <Hmac<Sha256> as Mac>::new_from_slice(secret).expect("invariant: hmac takes keys of any length");
+    let mac =
+        <Hmac<Sha256> as Mac>::new_from_slice(secret).expect("invariant: hmac takes keys of any length");
     let signature = mac.chain_update(token.as_bytes()).finalize().into_bytes();
     token.push('.');
     token.push_str(&URL_SAFE_NO_PAD.encode(signature));
@@ -229,7 +230,8 @@ fn string(raw: &RawValue) -> Option<String> {
 
 /// `verify_slice` compares in constant time and refuses a signature of another length.
 fn is_hmac<M: Mac + hmac::digest::KeyInit>(secret: &[u8], signed: &[u8], signature: &[u8]) -> bool {
-    <M as Mac>::new_from_slice(secret).is_ok_and(|mac| mac.chain_update(signed).verify_slice(signature).is_ok())
+    <M as Mac>::new_from_slice(secret)
+        .is_ok_and(|mac| mac.chain_update(signed).verify_slice(signature).is_ok())
 }
 
 /// Percent-decoding and whitespace, in that order. Malformed escapes stay and fail as base64 does.

@@ -10,9 +10,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::identity::Identity;
 
+mod catalogue;
 mod error;
+mod filters;
+mod image;
+mod judge;
+mod pipeline;
+mod policy;
+mod pool;
+mod snapshot;
+mod sql;
 mod table;
 
 pub use error::AccessError;
@@ -81,19 +92,25 @@ pub struct BindingRefusal {
     pub is_transient: bool,
 }
 
-/// Asks Postgres on behalf of subscribers. A cheap handle.
+/// Asks Postgres on behalf of subscribers. A cheap handle; clones share one pool.
+///
+/// # Cancel safety
+/// Every question may be dropped half-way: nothing is decided, and its connections are discarded.
 #[derive(Debug, Clone)]
 pub struct Authenticator {
-    config: Arc<AuthenticatorConfig>,
+    pool: Arc<pool::Pool>,
 }
 
-const NOT_YET: AccessError = AccessError::Protocol { what: "not built yet" };
+/// First pause between two looks at the snapshot. The usual gap between a commit in the stream and its visibility is
+/// far below a millisecond; with a slow synchronous standby the pause doubles up to [`LOOK_PAUSE_MAX`].
+const LOOK_PAUSE_MIN: Duration = Duration::from_micros(250);
+const LOOK_PAUSE_MAX: Duration = Duration::from_millis(20);
 
 impl Authenticator {
     /// No connection is opened before it is needed.
     #[must_use]
     pub fn new(config: AuthenticatorConfig) -> Self {
-        Self { config: Arc::new(config) }
+        Self { pool: Arc::new(pool::Pool::new(config)) }
     }
 
     /// What the catalogue says about a table.
@@ -101,11 +118,16 @@ impl Authenticator {
     /// # Errors
     /// [`AccessError::NoTable`], or Postgres could not be asked.
     pub async fn table(&self, relid: u32) -> Result<Table, AccessError> {
-        let _ = (&self.config, relid);
-        Err(NOT_YET)
+        let mut lease = self.pool.lease().await?;
+        let table = catalogue::table(lease.session(), relid, &self.pool.config().roles).await;
+        if matches!(table, Ok(_) | Err(AccessError::NoTable { .. })) {
+            lease.give_back();
+        }
+        table
     }
 
-    /// Published tables whose names match, by `LIKE`; `None` is any. Spec: PROTOCOL.md §5.2.
+    /// Published tables whose names match, by `LIKE` without an escape character; `None` is any. In oid order.
+    /// Spec: PROTOCOL.md §5.2.
     ///
     /// # Errors
     /// Postgres could not be asked.
@@ -115,59 +137,109 @@ impl Authenticator {
         schema: Option<&str>,
         table: Option<&str>,
     ) -> Result<Vec<u32>, AccessError> {
-        let _ = (publication, schema, table);
-        Err(NOT_YET)
+        // Names in Postgres hold no NUL, so nothing can match.
+        if [Some(publication), schema, table].into_iter().flatten().any(|text| text.contains('\0')) {
+            return Ok(Vec::new());
+        }
+        let mut lease = self.pool.lease().await?;
+        let found = catalogue::resolve(lease.session(), publication, schema, table).await;
+        let found = found.map_err(AccessError::Query)?;
+        lease.give_back();
+        Ok(found)
     }
 
-    /// A number that changes when role membership, role attributes or schema privileges change.
+    /// A number that changes when what a role *is* changes: membership, attributes, USAGE on schemas. None of these is
+    /// announced in the stream. Also covers the authenticator itself. Not comparable between databases.
     ///
     /// # Errors
     /// Postgres could not be asked.
     pub async fn roles_fingerprint(&self) -> Result<u64, AccessError> {
-        Err(NOT_YET)
+        let mut lease = self.pool.lease().await?;
+        let fingerprint = catalogue::roles_fingerprint(lease.session(), &self.pool.config().roles).await;
+        let fingerprint = fingerprint.map_err(AccessError::Query)?;
+        lease.give_back();
+        Ok(fingerprint)
     }
 
-    /// Waits until all these transactions are visible to others.
+    /// Waits until all these transactions, which the stream has shown as committed, are visible to others.
+    ///
+    /// `xids` are ids of top-level transactions as the stream's `Begin` has them. Spec: DESIGN.md §3, "Not before it
+    /// is visible".
     ///
     /// # Errors
     /// [`AccessError::NotVisible`] after `timeout`, or Postgres could not be asked.
     pub async fn wait_visible(&self, xids: &[u32], timeout: Duration) -> Result<(), AccessError> {
-        let _ = (xids, timeout);
-        Err(NOT_YET)
+        if xids.is_empty() {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let mut pause = LOOK_PAUSE_MIN;
+        let look = async {
+            loop {
+                // Borrowed for one look each: a commit that waits for a standby must not hold up others' questions.
+                let mut lease = self.pool.lease().await?;
+                let session = lease.session();
+                let statement = session.prepare("select pg_catalog.pg_current_snapshot()::text").await;
+                let row = session.client.query_one(&statement.map_err(AccessError::Query)?, &[]).await;
+                let snapshot: String = row.and_then(|row| row.try_get(0)).map_err(AccessError::Query)?;
+                lease.give_back();
+                let mut are_visible = true;
+                for xid in xids {
+                    are_visible &= snapshot::sees(&snapshot, *xid)
+                        .ok_or(AccessError::Protocol { what: "a snapshot that cannot be read" })?;
+                }
+                if are_visible {
+                    return Ok(());
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LOOK_PAUSE_MAX);
+            }
+        };
+        match tokio::time::timeout(timeout, look).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(AccessError::NotVisible { waited: begun.elapsed() }),
+        }
     }
 
-    /// Which images each identity may select.
+    /// For each identity, which of the images it may select: decided *on the image* by the table's policies under the
+    /// identity's role and claims, or, where the image does not tell, on an equal row that it can select now.
+    ///
+    /// The caller has waited for visibility ([`wait_visible`](Self::wait_visible)) and keeps `table` fresh. An error
+    /// for one identity denies that identity alone and is listed in the result.
     ///
     /// # Errors
-    /// Postgres could not be asked at all; then nothing was decided.
+    /// Postgres could not be asked at all; nothing was decided, for anybody.
     pub async fn judge(
         &self,
         table: &Table,
         identities: &[Arc<Identity>],
         images: &[RowImage],
     ) -> Result<Judgement, AccessError> {
-        let _ = (table, identities, images);
-        Err(NOT_YET)
+        judge::judge(&self.pool, table, identities, images).await
     }
 
-    /// `result[expression][image]`; NULL is false.
+    /// `result[expression][image]` of boolean SQL expressions over the columns of an image; NULL is false, and so is
+    /// an expression that fails.
+    ///
+    /// A column that is not in an image counts as NULL here; a condition on it is the caller's to refuse
+    /// (PROTOCOL.md §5.3).
     ///
     /// # Errors
-    /// An expression failed, or Postgres could not be asked.
+    /// Postgres could not be asked.
     pub async fn evaluate(
         &self,
         table: &Table,
         expressions: &[String],
         images: &[RowImage],
     ) -> Result<Vec<Vec<bool>>, AccessError> {
-        let _ = (table, expressions, images);
-        Err(NOT_YET)
+        filters::evaluate(&self.pool, table, expressions, images).await
     }
 
-    /// Checks a binding when it is made. Spec: PROTOCOL.md §5.3, §5.4, §5.10.
+    /// Checks a binding when it is made: the role exists, columns exist and are selectable, values can be cast,
+    /// operators exist, regular expressions compile. Spec: PROTOCOL.md §5.3, §5.4, §5.10.
     ///
     /// # Errors
-    /// The binding is refused with the exact text for the client.
+    /// The binding is refused, with the exact tail of the client's message.
     pub async fn check_binding(
         &self,
         role: &str,
@@ -175,7 +247,6 @@ impl Authenticator {
         conditions: &[BindingCondition],
         select: Option<&[String]>,
     ) -> Result<(), BindingRefusal> {
-        let _ = (role, relid, conditions, select);
-        Err(BindingRefusal { message: "not built yet".to_owned(), is_transient: true })
+        filters::check_binding(&self.pool, role, relid, conditions, select).await
     }
 }

@@ -1,0 +1,77 @@
+//! Several policies as one boolean expression. Pure.
+//!
+//! Follows `get_row_security_policies()` of the server: permissive policies are alternatives, each restrictive one is a
+//! further condition, and without a permissive one nothing is visible. Spec: PostgreSQL manual, CREATE POLICY.
+
+use super::table::Column;
+
+/// One stored policy for SELECT.
+#[derive(Debug, Clone)]
+pub(super) struct Policy {
+    pub(super) is_permissive: bool,
+    pub(super) expression: String,
+    pub(super) reads_whole_row: bool,
+    pub(super) attnums: Vec<i16>,
+    /// Allowed roles that it applies to.
+    pub(super) roles: Vec<String>,
+}
+
+/// What a role has to pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Combined {
+    pub(super) expression: Option<String>,
+    /// For each column: read by one of the policies.
+    pub(super) columns: Vec<bool>,
+}
+
+pub(super) fn combine(policies: &[Policy], role: &str, columns: &[Column]) -> Combined {
+    let applying = || policies.iter().filter(|policy| policy.roles.iter().any(|to| to == role));
+    let reads = columns
+        .iter()
+        .map(|column| {
+            applying().any(|policy| policy.reads_whole_row || policy.attnums.contains(&column.attnum))
+        })
+        .collect();
+    // A line break behind each expression ends any comment it might contain.
+    let joined = |is_permissive: bool, glue: &str| {
+        let parts = applying().filter(|policy| policy.is_permissive == is_permissive);
+        let parts: Vec<_> = parts.map(|policy| format!("({}\n)", policy.expression)).collect();
+        if parts.is_empty() { None } else { Some(parts.join(glue)) }
+    };
+    let expression = joined(true, " OR ").map(|permissive| match joined(false, " AND ") {
+        // The server applies restrictive policies first.
+        Some(restrictive) => format!("{restrictive} AND ({permissive})"),
+        None => permissive,
+    });
+    Combined { expression, columns: reads }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(is_permissive: bool, expression: &str, role: &str) -> Policy {
+        Policy {
+            is_permissive,
+            expression: expression.to_owned(),
+            reads_whole_row: false,
+            attnums: vec![],
+            roles: vec![role.to_owned()],
+        }
+    }
+
+    #[test]
+    fn permissive_policies_are_alternatives_and_restrictive_ones_conditions() {
+        let policies =
+            [policy(true, "a", "x"), policy(false, "b", "x"), policy(true, "c", "x"), policy(true, "d", "y")];
+        assert_eq!(combine(&policies, "x", &[]).expression.as_deref(), Some("(b\n) AND ((a\n) OR (c\n))"));
+        assert_eq!(combine(&policies, "y", &[]).expression.as_deref(), Some("(d\n)"));
+    }
+
+    #[test]
+    fn without_a_permissive_policy_there_is_nothing_to_pass() {
+        assert_eq!(combine(&[policy(false, "true", "x")], "x", &[]).expression, None);
+        assert_eq!(combine(&[], "x", &[]).expression, None);
+        assert_eq!(combine(&[policy(true, "true", "y")], "x", &[]).expression, None);
+    }
+}
