@@ -215,11 +215,13 @@ impl Session {
                     Message::RowDescription(_) | Message::CommandComplete(_) | Message::EmptyQueryResponse,
                 )) => {}
                 Ok(_) => return Err(unexpected("in answer to a query")),
-                // The server goes on to ReadyForQuery after an error, so the session stays usable. After the
-                // connection itself is gone it will not.
-                Err(error @ (StreamError::Interrupted { .. } | StreamError::Protocol(_))) => {
-                    return Err(failure.unwrap_or(error));
-                }
+                // These end the conversation. After an error that the server reported it goes on to ReadyForQuery,
+                // and the session stays usable.
+                Err(
+                    error @ (StreamError::Interrupted { .. }
+                    | StreamError::Protocol(_)
+                    | StreamError::MessageTooLarge { .. }),
+                ) => return Err(failure.unwrap_or(error)),
                 Err(error) => failure = failure.or(Some(error)),
             }
         }

@@ -19,10 +19,7 @@ use crate::error::{Phase, StreamError};
 use crate::lsn::Lsn;
 use crate::probe::{Prerequisites, SlotFacts, one_row, position};
 use crate::session::Session;
-
-/// How long making a slot may wait for each older transaction. Postgres waits for those that were running, and
-/// without a limit one forgotten `BEGIN` would hang the start without a word.
-const SLOT_LOCK_TIMEOUT_MS: u32 = 30_000;
+use crate::stream::StreamConfig;
 
 /// Whether a slot outlives its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,10 +107,11 @@ fn decide(slot: Option<&SlotFacts>, start: Start) -> Result<Step, StreamError> {
 pub(crate) async fn prepare(
     session: &mut Session,
     facts: &Prerequisites,
-    name: &str,
+    config: &StreamConfig,
     policy: SlotPolicy,
     start: Start,
 ) -> Result<Ready, StreamError> {
+    let name = &config.slot;
     let step = decide(facts.slot.as_ref(), start)?;
     if let Step::Continue(from) = step {
         return Ok(Ready { from, durability: Durability::Durable });
@@ -122,14 +120,17 @@ pub(crate) async fn prepare(
         session.query(&format!("DROP_REPLICATION_SLOT \"{name}\""), Phase::Slot).await?;
     }
     let durability = policy.durability(facts.max_slot_wal_keep_size_mb);
-    session.query(&format!("SET lock_timeout = {SLOT_LOCK_TIMEOUT_MS}"), Phase::Query).await?;
+    // Postgres waits for each transaction that was writing before the slot; without a limit one forgotten
+    // BEGIN would hang the start without a word.
+    let patience = format!("SET lock_timeout = {}", config.slot_timeout.as_millis().clamp(1, 86_400_000));
+    session.query(&patience, Phase::Query).await?;
     let created =
         session.query(&create_command(name, durability, facts.server_version_num), Phase::Slot).await?;
     session.query("SET lock_timeout = 0", Phase::Query).await?;
     // Columns: slot_name, consistent_point, snapshot_name, output_plugin.
     let consistent_point = one_row(created)?.into_iter().nth(1).flatten().unwrap_or_default();
     let from = position(&consistent_point)?;
-    tracing::info!(slot = name, %from, ?durability, "replication slot created");
+    tracing::info!(slot = %name, %from, ?durability, "replication slot created");
     Ok(Ready { from, durability })
 }
 

@@ -58,12 +58,14 @@ pub struct StreamConfig {
     pub status_interval: Duration,
     /// Bound for connecting and authenticating, per host.
     pub connect_timeout: Duration,
+    /// How long making a slot may wait for each transaction that was already writing.
+    pub slot_timeout: Duration,
     /// Bound for one message of the server, and so for the memory of one read.
     pub max_message_bytes: usize,
 }
 
 impl StreamConfig {
-    /// Settings with the defaults: status every 5 s, 10 s to connect, 256 MiB per message.
+    /// Settings with the defaults: status every 5 s, 10 s to connect, 30 s for a slot, 256 MiB per message.
     #[must_use]
     pub fn new(
         postgres: tokio_postgres::Config,
@@ -76,6 +78,7 @@ impl StreamConfig {
             publications,
             status_interval: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(10),
+            slot_timeout: Duration::from_secs(30),
             max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES,
         }
     }
@@ -171,7 +174,7 @@ impl WalStream {
     /// Connects, checks the prerequisites, makes or reuses the slot, and starts streaming whole transactions in
     /// commit order.
     ///
-    /// Making a slot waits for transactions that were already writing, at most 30 s for each.
+    /// Making a slot waits for transactions that were already writing, at most `slot_timeout` for each.
     ///
     /// # Errors
     /// Any [`StreamError`]; nothing is left behind but, possibly, a durable slot that was just made.
@@ -188,7 +191,7 @@ impl WalStream {
         let facts = Prerequisites::read(&mut session, config).await?;
         // Before streaming, because a missing publication would show up only at the first change.
         facts.require()?;
-        let ready = slot::prepare(&mut session, &facts, &config.slot, policy, start).await?;
+        let ready = slot::prepare(&mut session, &facts, config, policy, start).await?;
         session.start_streaming(&start_command(config, ready.from)).await?;
 
         let (read, write, buffer) = session.into_parts();
