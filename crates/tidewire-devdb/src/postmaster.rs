@@ -34,8 +34,8 @@ const LOG_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 const TAIL_BYTES: usize = 4096;
 /// A fast shutdown writes a checkpoint; after this long it becomes an immediate one. `tidewire dev`
 /// promises to be gone within 10 s.
-const FAST_SHUTDOWN: Duration = Duration::from_secs(4);
-const IMMEDIATE_SHUTDOWN: Duration = Duration::from_secs(2);
+const FAST_SHUTDOWN: Duration = Duration::from_secs(3);
+const IMMEDIATE_SHUTDOWN: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct Postmaster {

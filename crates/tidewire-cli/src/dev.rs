@@ -1,0 +1,188 @@
+//! `tidewire dev`: a private database, keys and the server, from nothing to ready.
+//!
+//! ```text
+//! lock the folder ─▶ keys ─▶ is the port free? ─▶ PostgreSQL ─▶ objects ─▶ server ─▶ say so ─▶ wait
+//! ```
+//!
+//! Owns the order of beginning and end, and the line that scripts read. What fails, fails with a code and
+//! advice, and everything begun until then is ended. A first SIGINT or SIGTERM ends in order, within ten
+//! seconds; a second one ends at once (the kernel then ends PostgreSQL).
+
+mod banner;
+mod database;
+mod instance;
+pub(crate) mod keys;
+mod objects;
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use tidewire_devdb::ClusterOptions;
+use tidewire_server::config::Secret;
+use tidewire_server::{Server, ServerConfig};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::DevArgs;
+use crate::output::{self, Failure, Mode, Steps};
+use crate::serve::stop_on_signals;
+use crate::settings;
+use database::Database;
+use instance::Instance;
+use keys::{Keys, TENANT};
+
+/// The change stream is live within milliseconds, or something is wrong and the log says what. Either way
+/// the server serves, so we say that we are ready.
+const SETTLE_LIMIT: Duration = Duration::from_secs(8);
+/// The server's share of the ten seconds in which everything ends.
+const SERVER_GRACE: Duration = Duration::from_millis(3_000);
+
+/// The line of JSON. Stable: scripts and test suites read it.
+#[derive(Debug, Serialize)]
+struct Ready<'a> {
+    url: String,
+    ws_url: String,
+    anon_key: &'a str,
+    service_key: &'a str,
+    jwt_secret: &'a str,
+    db_url: String,
+    tenant: String,
+    pid: u32,
+}
+
+/// Runs until a signal says stop.
+pub(crate) async fn run(args: DevArgs, mode: Mode) -> Result<(), Failure> {
+    let stop = stop_on_signals()?;
+    let mut steps = Steps::new(mode);
+    let dir =
+        std::path::absolute(&args.data_dir).map_err(|error| Failure::system("find the folder", &error))?;
+    let mut instance = Instance::take(&dir)?;
+    let keys = Keys::load_or_create(&dir)?;
+    let config = config(&args, &keys)?;
+    check_port(args.port)?;
+    if !dir.join("pg").exists() && !dir.join("postgres-id").exists() {
+        steps.begin("first start: making a database in the data folder …");
+    }
+    let database = Database::start(ClusterOptions::new(&dir));
+    let result = session(&args, mode, &dir, &keys, config, &database, &mut instance, &mut steps, &stop).await;
+    // Also after a failure: nothing that was begun may stay behind.
+    stop.cancel();
+    database.stop().await;
+    result
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the parts of one start; a struct for one call would hide the order"
+)]
+async fn session(
+    args: &DevArgs,
+    mode: Mode,
+    dir: &Path,
+    keys: &Keys,
+    mut config: ServerConfig,
+    database: &Database,
+    instance: &mut Instance,
+    steps: &mut Steps,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let Some(facts) = stop.run_until_cancelled(database.ready()).await else { return Ok(()) };
+    let facts = facts?;
+    steps.done(&format!("PostgreSQL {} on port {}", facts.version, facts.port));
+    let applied = objects::apply(&facts.superuser_url, keys, args.demo);
+    let Some(applied) = stop.run_until_cancelled(applied).await else { return Ok(()) };
+    steps.done(if applied? {
+        "roles, schema auth, publication: made"
+    } else {
+        "roles, schema auth, publication: there"
+    });
+
+    if let Some(database) = &mut config.database {
+        let url = |user, password| Secret::new(facts.url(user, password));
+        database.replication_url = url("tidewire_replication", &keys.replication_password);
+        database.authenticator_url = url("authenticator", &keys.authenticator_password);
+    }
+    let tenant = config.tenant.id.clone();
+    let server = Server::start(config, stop.clone()).await?;
+    let url = format!("http://{}", server.local_addr());
+    instance.announce(&url);
+    let settled = stop.run_until_cancelled(timeout(SETTLE_LIMIT, server.database_settled())).await;
+    match settled {
+        Some(Ok(())) => steps.done("server, change stream"),
+        Some(Err(_)) => steps.done("server (the change stream is not there yet)"),
+        None => {}
+    }
+    if settled.is_some() {
+        let ready = Ready {
+            ws_url: format!("ws://{}/realtime/v1", server.local_addr()),
+            url,
+            anon_key: &keys.anon_key,
+            service_key: &keys.service_key,
+            jwt_secret: &keys.jwt_secret,
+            db_url: facts.superuser_url.clone(),
+            tenant,
+            pid: std::process::id(),
+        };
+        match mode {
+            Mode::Json => output::print_json(&ready),
+            _ => output::print(&banner::text(&ready, args.demo, dir, steps.total())),
+        }
+    }
+    stop.cancelled().await;
+    if timeout(SERVER_GRACE + Duration::from_millis(500), server.finished()).await.is_err() {
+        tracing::warn!("the server did not end in time and is cut off");
+    }
+    Ok(())
+}
+
+/// The server's settings: those of `dev`, then the environment's, then the flags'.
+fn config(args: &DevArgs, keys: &Keys) -> Result<ServerConfig, Failure> {
+    let mut defaults = format!(
+        "pages = true
+         [tenant]
+         id = '{TENANT}'
+         [limits]
+         presence_calls = 60       # DESIGN.md §5: the reference's 5 would cut an example off after 15 s
+         presence_window_ms = 30_000
+         [timers]
+         shutdown_grace_ms = {}
+         [database]
+         replication_url = ''      # known once PostgreSQL runs
+         authenticator_url = ''
+        ",
+        SERVER_GRACE.as_millis()
+    );
+    if args.demo {
+        defaults += "[demo]\nanon_key = ''\n";
+    }
+    let mut config = settings::load(&defaults, None, std::env::vars_os())?;
+    config.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, args.port));
+    config.tenant.jwt_secret = Secret::new(&keys.jwt_secret);
+    if let Some(demo) = &mut config.demo {
+        demo.anon_key.clone_from(&keys.anon_key);
+    }
+    if let Some(shards) = args.shards {
+        config.shards = shards;
+    }
+    config.validate().map_err(tidewire_server::StartError::Config)?;
+    Ok(config)
+}
+
+/// Says at once, before PostgreSQL is started, that the server will not get its port.
+fn check_port(port: u16) -> Result<(), Failure> {
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(Failure::port_in_use(port)),
+        Err(source) => {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            Err(tidewire_server::StartError::Listen { address, source }.into())
+        }
+    }
+}
+
+/// The secret of a data folder, for `tidewire token`.
+pub(crate) fn secret_of(dir: &Path) -> Result<Option<String>, Failure> {
+    Ok(Keys::load(dir)?.map(|keys| keys.jwt_secret))
+}
