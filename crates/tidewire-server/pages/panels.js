@@ -16,9 +16,16 @@ function element(tag, className = "", content = "") {
   return made;
 }
 
-/** A colour as other people may send it; anything but `#rrggbb` becomes grey. */
+const NAMED_COLORS = new Map([
+  ["sand", "#c2974a"],
+  ["foam", "#3f9fa6"],
+  ["kelp", "#6b8e3d"],
+]);
+
+/** A colour as other people may send it: `#rrggbb` or one of our names; anything else becomes grey. */
 export function safeColor(color) {
-  return typeof color === "string" && /^#[0-9a-f]{6}$/i.test(color) ? color : "#8a979c";
+  if (typeof color !== "string") return "#8a979c";
+  return /^#[0-9a-f]{6}$/i.test(color) ? color : (NAMED_COLORS.get(color) ?? "#8a979c");
 }
 
 /** A short text from somebody else: a string, trimmed to `limit` characters. */

@@ -1,0 +1,33 @@
+/** `const server = withServer()` at the top of a test file: one server for the file, ended after it. */
+
+import { after, before } from "node:test";
+
+import { TidewireServer } from "./server.js";
+
+export function withServer(options) {
+  const holder = {};
+  before(async () => {
+    holder.server = await TidewireServer.start(options);
+  });
+  after(async () => {
+    await holder.server?.stop();
+  });
+  // Tests read `server.info`, call `server.sql`, …: forwarded to the instance that `before` has made.
+  return new Proxy(
+    {},
+    {
+      get(_, name) {
+        const value = holder.server[name];
+        return typeof value === "function" ? value.bind(holder.server) : value;
+      },
+    },
+  );
+}
+
+/** Opens clients that end with the test: `const open = closing(t)`, then `open(openClient(…))`. */
+export function closing(test) {
+  return (thing) => {
+    test.after(() => thing.close());
+    return thing;
+  };
+}
