@@ -20,7 +20,7 @@
 //! among the elements of `in` makes *not found* NULL as well. (PostgreSQL itself holds `NOT NULL = ANY ('{}')`
 //! true; [`crate::sql`] says otherwise on purpose.)
 //!
-//! Spec: PROTOCOL.md §5.3; DESIGN.md §3. The table is checked against PostgreSQL by `tests/postgres.rs`.
+//! Spec: PROTOCOL.md §5.3; DESIGN.md §3. The table is checked against PostgreSQL by `tests/postgres`.
 
 use crate::filter::{Condition, Operator};
 use crate::literal::{self, Family, Scalar};
