@@ -78,6 +78,14 @@ pub enum StreamError {
         /// Its name.
         name: String,
     },
+    /// At some change in the log the publication did not exist: it was dropped, or made after the slot. Postgres
+    /// looks it up as of that change, so that making it again does not help: this stretch of the log cannot be
+    /// read any more, continuity is over.
+    #[error("publication {name:?} did not exist at a change in the log")]
+    PublicationLost {
+        /// Its name.
+        name: String,
+    },
     /// The role has neither REPLICATION nor superuser.
     #[error("the role has no REPLICATION privilege")]
     NoReplicationPrivilege,
@@ -151,7 +159,10 @@ impl StreamError {
             StreamError::InvalidConfig(_) => "ReplicationConfigInvalid",
             StreamError::ServerTooOld { .. } => "DatabaseVersionUnsupported",
             StreamError::WalLevelNotLogical { .. } => "WalLevelNotLogical",
-            StreamError::PublicationMissing { .. } => "PublicationMissing",
+            // To an operator both say the same: look at the publication.
+            StreamError::PublicationMissing { .. } | StreamError::PublicationLost { .. } => {
+                "PublicationMissing"
+            }
             StreamError::NoReplicationPrivilege => "ReplicationPrivilegeMissing",
             StreamError::SlotsExhausted => "ReplicationSlotsExhausted",
             StreamError::WalSendersExhausted => "WalSendersExhausted",
@@ -193,6 +204,7 @@ impl StreamError {
             | StreamError::InvalidConfig(_)
             | StreamError::ServerTooOld { .. }
             | StreamError::SlotLost
+            | StreamError::PublicationLost { .. }
             | StreamError::PositionLost { .. }
             | StreamError::MessageTooLarge { .. } => Retry::Never,
         }
@@ -201,7 +213,10 @@ impl StreamError {
     /// Whether changes may be missing for good, so that only a fresh start, a new epoch, is honest.
     #[must_use]
     pub fn is_continuity_lost(&self) -> bool {
-        matches!(self, StreamError::SlotLost | StreamError::PositionLost { .. })
+        matches!(
+            self,
+            StreamError::SlotLost | StreamError::PositionLost { .. } | StreamError::PublicationLost { .. }
+        )
     }
 }
 
@@ -240,7 +255,7 @@ pub(crate) fn classify(error: ServerError, phase: Phase) -> StreamError {
         // which pgoutput looks up at the first change, as of that change.
         "42704" if phase == Phase::Start => StreamError::SlotLost,
         "42704" if phase == Phase::Streaming => {
-            StreamError::PublicationMissing { name: quoted_name(&error.message).unwrap_or_default() }
+            StreamError::PublicationLost { name: quoted_name(&error.message).unwrap_or_default() }
         }
         // undefined_file: "requested WAL segment … has already been removed".
         "58P01" if streaming => StreamError::SlotLost,
@@ -321,7 +336,7 @@ mod tests {
         let missing =
             classify(server("42704", "publication \"odd \"\" name\" does not exist"), Phase::Streaming);
         assert!(
-            matches!(&missing, StreamError::PublicationMissing { name } if name == "odd \"\" name"),
+            matches!(&missing, StreamError::PublicationLost { name } if name == "odd \"\" name"),
             "{missing:?}"
         );
     }

@@ -228,6 +228,13 @@ proptest! {
 }
 
 #[test]
+fn a_stream_may_move_between_tasks_and_be_confirmed_from_any() {
+    fn assert_shared<T: Send + Sync + 'static>() {}
+    assert_shared::<WalStream>();
+    assert_shared::<Confirmer>();
+}
+
+#[test]
 fn names_are_quoted_for_the_replication_grammar() {
     let command = start_command(&config(&["plain", "od\"d, 'name\\"]), Lsn(0x1_0000_00ff));
     assert_eq!(

@@ -6,7 +6,7 @@ use tidewire_replication::{Retry, SlotPolicy, Start, StreamError, WalStream, pro
 use tokio_postgres::NoTls;
 
 use crate::support::{
-    PATIENCE, Reader, SLOT, cluster, config, config_for, open, published, refused, sql, wait_for,
+    PATIENCE, Reader, SLOT, cluster, config, config_for, failure, open, published, refused, sql, wait_for,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -42,20 +42,28 @@ async fn a_missing_publication_is_found_before_streaming() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_publication_dropped_while_streaming_is_named() {
+async fn a_publication_dropped_under_way_breaks_continuity_even_if_it_comes_back() {
     let cluster = published(&[]);
     sql(&cluster, "create table t (id int)");
-    let mut stream = open(&config(&cluster)).await;
+    let config = config(&cluster);
+    let mut stream = WalStream::open(&config, SlotPolicy::Durable, Start::Fresh).await.unwrap();
+    let from = stream.started_at();
     sql(&cluster, "drop publication p");
     sql(&cluster, "insert into t values (1)");
-    let error = loop {
-        match tokio::time::timeout(PATIENCE, stream.read()).await.unwrap() {
-            Ok(_) => {}
-            Err(error) => break error,
-        }
-    };
-    let StreamError::PublicationMissing { name } = error else { panic!("{error:?}") };
-    assert_eq!(name, "p");
+    let error = failure(&mut stream).await;
+    assert!(matches!(&error, StreamError::PublicationLost { name } if name == "p"), "{error:?}");
+    assert_eq!(refused(&config).await.code(), "PublicationMissing");
+
+    sql(&cluster, "create publication p for all tables");
+    wait_for(&cluster, "select count(*) = 0 from pg_replication_slots where active_pid is not null");
+    let mut stream = WalStream::open(&config, SlotPolicy::Durable, Start::From(from)).await.unwrap();
+    let error = failure(&mut stream).await;
+    assert!(error.is_continuity_lost(), "{error:?}");
+
+    wait_for(&cluster, "select count(*) = 0 from pg_replication_slots where active_pid is not null");
+    let mut stream = open(&config).await;
+    sql(&cluster, "insert into t values (2)");
+    assert_eq!(Reader::default().changes(&mut stream, 1).await, ["insert t (2)"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,12 +153,7 @@ async fn a_row_above_the_limit_is_an_error_and_not_memory() {
     config.max_message_bytes = 1 << 20;
     let mut stream = open(&config).await;
     sql(&cluster, "insert into t values (repeat('x', 2000000))");
-    let error = loop {
-        match tokio::time::timeout(PATIENCE, stream.read()).await.unwrap() {
-            Ok(_) => {}
-            Err(error) => break error,
-        }
-    };
+    let error = failure(&mut stream).await;
     assert!(
         matches!(error, StreamError::MessageTooLarge { bytes: 2_000_000.., limit_bytes: 1_048_576 }),
         "{error:?}"

@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use tidewire_devdb::{Cluster, Shutdown};
-use tidewire_replication::{
-    Durability, Lsn, SlotPolicy, Start, StreamConfig, StreamError, WalRead, WalStream,
-};
+use tidewire_replication::{Durability, Lsn, SlotPolicy, Start, StreamConfig, StreamError, WalStream};
 
-use crate::support::{PATIENCE, Reader, SLOT, config, published, sql, wait_for};
+use crate::support::{Reader, SLOT, config, failure, published, sql, wait_for};
 
 async fn go_on(config: &StreamConfig, from: Lsn) -> Result<WalStream, StreamError> {
     WalStream::open(config, SlotPolicy::Auto, Start::From(from)).await
@@ -21,15 +19,6 @@ fn insert(cluster: &Cluster, range: std::ops::RangeInclusive<u32>) {
 
 fn rows(range: std::ops::RangeInclusive<u32>) -> Vec<String> {
     range.flat_map(|n| [format!("insert t ({n},a)"), format!("insert t ({n},b)")]).collect()
-}
-
-async fn interruption(stream: &mut WalStream) -> StreamError {
-    loop {
-        match tokio::time::timeout(PATIENCE, stream.read()).await.expect("the stream ends") {
-            Ok(WalRead::Data(_) | WalRead::Idle(_)) => {}
-            Err(error) => return error,
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,7 +40,7 @@ async fn after_a_killed_connection_every_change_comes_once_from_the_position() {
     wait_for(&cluster, &format!("select confirmed_flush_lsn = '{confirmed}' {slot}"));
 
     sql(&cluster, &format!("select pg_terminate_backend(active_pid) {slot}"));
-    let error = interruption(&mut stream).await;
+    let error = failure(&mut stream).await;
     assert_eq!(error.code(), "ChangeStreamInterrupted", "{error:?}");
     wait_for(&cluster, &format!("select active_pid is null {slot}"));
     insert(&cluster, 7..=8);
@@ -82,7 +71,7 @@ async fn a_restart_of_postgres_is_survived() {
     insert(&cluster, 1..=2);
     let seen = reader.transactions(&mut stream, 1).await;
     cluster.halt(Shutdown::Immediate);
-    interruption(&mut stream).await;
+    failure(&mut stream).await;
     let unreachable = go_on(&config, seen[0].end).await.unwrap_err();
     assert_eq!(unreachable.code(), "DatabaseUnreachable");
     cluster.resume().unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tidewire_devdb::Shutdown;
 use tidewire_replication::{Durability, Lsn, SlotPolicy, Start, StreamError, WalRead, WalStream};
 
-use crate::support::{PATIENCE, Reader, SLOT, config, open, published, sql, wait_for};
+use crate::support::{PATIENCE, Reader, SLOT, config, failure, open, published, sql, wait_for};
 
 fn resident_bytes() -> u64 {
     let statm = fs::read_to_string("/proc/self/statm").unwrap();
@@ -95,12 +95,7 @@ async fn a_position_that_trails_on_purpose_does_not_keep_postgres_from_stopping(
     Reader::default().transactions(&mut stream, 1).await;
     // Nothing is confirmed.
     let stopping = tokio::task::spawn_blocking(move || cluster.halt(Shutdown::Fast));
-    let ended = loop {
-        match tokio::time::timeout(PATIENCE, stream.read()).await.expect("the stream ends") {
-            Ok(_) => {}
-            Err(error) => break error,
-        }
-    };
+    let ended = failure(&mut stream).await;
     // Had it needed force, the end would be SQLSTATE 57P02 or a bare end of the connection.
     let StreamError::Interrupted { source } = ended else { panic!("{ended:?}") };
     assert_eq!(source.to_string(), "the server ended the stream");

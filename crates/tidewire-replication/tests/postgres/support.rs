@@ -46,6 +46,16 @@ pub(crate) async fn refused(config: &StreamConfig) -> StreamError {
     WalStream::open(config, SlotPolicy::Auto, Start::Fresh).await.unwrap_err()
 }
 
+/// What ends the stream.
+pub(crate) async fn failure(stream: &mut WalStream) -> StreamError {
+    loop {
+        match tokio::time::timeout(PATIENCE, stream.read()).await.expect("the stream ends") {
+            Ok(_) => {}
+            Err(error) => return error,
+        }
+    }
+}
+
 /// Asks until the answer to `question` is `t`.
 pub(crate) fn wait_for(cluster: &Cluster, question: &str) {
     let deadline = Instant::now() + PATIENCE;
