@@ -266,3 +266,27 @@ fn close_event(payload: &[u8]) -> Result<Event<'_>, ProtocolViolation> {
 fn may_be_sent(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fragmented_message_is_released_at_the_next_call() {
+        let mut decoder = Decoder::new(Role::Client, 1_000);
+        assert_eq!(decoder.decode(&mut b"\x01\x01a".to_vec()).unwrap().unwrap().event, Event::Fragment);
+        assert_eq!(decoder.decode(&mut b"\x80\x01b".to_vec()).unwrap().unwrap().event, Event::Text(b"ab"));
+        assert_eq!(decoder.decode(&mut []), Ok(None));
+        assert!(decoder.message.is_none());
+    }
+
+    #[test]
+    fn an_announced_fragment_costs_nothing_before_it_arrives() {
+        let mut decoder = Decoder::new(Role::Client, 5_000_000);
+        assert_eq!(decoder.decode(&mut b"\x02\x01a".to_vec()).unwrap().unwrap().event, Event::Fragment);
+        // Four million bytes announced, ten of them there.
+        let mut announced = b"\x80\x7f\0\0\0\0\0\x3d\x09\0".to_vec();
+        assert_eq!(decoder.decode(&mut announced), Ok(None));
+        assert!(decoder.message.is_some_and(|message| message.bytes.capacity() < 64));
+    }
+}
