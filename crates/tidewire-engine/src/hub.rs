@@ -123,6 +123,8 @@ pub struct HubConfig {
     pub max_channels: usize,
     /// Bindings of one channel.
     pub max_bindings: usize,
+    /// Largest inbound WebSocket message; the driver closes with 1009 above it.
+    pub max_message_bytes: usize,
     /// Bytes that may wait for one socket before it is closed as a slow reader.
     pub max_outbox_bytes: usize,
     /// Largest broadcast or presence payload.

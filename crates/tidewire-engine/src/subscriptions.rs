@@ -81,8 +81,13 @@ pub enum Test {
         /// The compiled condition.
         predicate: Predicate,
     },
-    /// Decided by Postgres: a boolean SQL expression over the row.
-    Sql(String),
+    /// Decided by Postgres.
+    Sql {
+        /// Column name.
+        column: String,
+        /// A boolean SQL expression over the row.
+        expression: String,
+    },
 }
 
 /// What makes two bindings the same to the index.
@@ -131,7 +136,7 @@ impl Group {
     /// The conditions that Postgres has to decide.
     pub fn sql_tests(&self) -> impl Iterator<Item = &str> {
         self.tests.iter().filter_map(|test| match test {
-            Test::Sql(expression) => Some(expression.as_str()),
+            Test::Sql { expression, .. } => Some(expression.as_str()),
             Test::InProcess { .. } => None,
         })
     }
@@ -270,7 +275,9 @@ impl Subscriptions {
             let mut needs_sql = false;
             for test in &self.groups[id.0].tests {
                 match test {
-                    Test::Sql(_) => needs_sql = true,
+                    // Only a column that the image has can be asked about; Postgres would see a null.
+                    Test::Sql { column: name, .. } if column(name) == Value::Missing => return,
+                    Test::Sql { .. } => needs_sql = true,
                     Test::InProcess { column: name, predicate } => {
                         let holds = match column(name) {
                             Value::Missing => false,
@@ -336,7 +343,9 @@ mod tests {
                     Decision::InProcess(predicate) => {
                         Test::InProcess { column: condition.column.clone(), predicate }
                     }
-                    Decision::AskPostgres => Test::Sql(format!("{} ?", condition.column)),
+                    Decision::AskPostgres => {
+                        Test::Sql { column: condition.column.clone(), expression: String::new() }
+                    }
                 }
             })
             .collect()

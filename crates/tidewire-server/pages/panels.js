@@ -22,6 +22,28 @@ const NAMED_COLORS = new Map([
   ["kelp", "#6b8e3d"],
 ]);
 
+/** A drawing of one path; `path` is ours, never from outside. */
+function drawing(viewBox, path) {
+  const space = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(space, "svg");
+  svg.setAttribute("viewBox", viewBox);
+  svg.setAttribute("aria-hidden", "true");
+  const shape = document.createElementNS(space, "path");
+  shape.setAttribute("d", path);
+  svg.append(shape);
+  return svg;
+}
+
+/** A button that shows a drawing and has a name. */
+function iconButton(className, name, path) {
+  const button = element("button", className);
+  button.type = "button";
+  button.title = name;
+  button.setAttribute("aria-label", name);
+  button.append(drawing("0 0 24 24", path));
+  return button;
+}
+
 /** A colour as other people may send it: `#rrggbb` or one of our names; anything else becomes grey. */
 export function safeColor(color) {
   if (typeof color !== "string") return "#8a979c";
@@ -136,9 +158,8 @@ export function notesPanel({ onInsert, onUpdate, onDelete }) {
     const when = element("time", "note-when");
     by.append(author, when);
     main.append(body, by);
-    const edit = element("button", "note-action note-edit", "Edit");
-    const remove = element("button", "note-action note-delete", "Delete");
-    edit.type = remove.type = "button";
+    const edit = iconButton("note-action note-edit", "Edit", "M4 20h4L19 9l-4-4L4 16zM13 7l4 4");
+    const remove = iconButton("note-action note-delete", "Delete", "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13M10.5 11v5M13.5 11v5");
     item.append(done, main, edit, remove);
 
     done.addEventListener("change", () => onUpdate(row.id, { done: done.checked }));
@@ -149,9 +170,10 @@ export function notesPanel({ onInsert, onUpdate, onDelete }) {
     function startEdit() {
       if (item.classList.contains("editing")) return;
       item.classList.add("editing");
+      const before = entry.row.body ?? "";
       const field = element("input", "note-field");
       field.maxLength = 280;
-      field.value = entry.row.body ?? "";
+      field.value = before;
       field.setAttribute("aria-label", "Text of the row");
       main.prepend(field);
       field.focus();
@@ -160,14 +182,16 @@ export function notesPanel({ onInsert, onUpdate, onDelete }) {
         item.classList.remove("editing");
         const changed = field.value.trim();
         field.remove();
-        if (keep && changed && changed !== entry.row.body) onUpdate(row.id, { body: changed });
-        edit.focus();
+        // Compared with what was there when editing began: an untouched field never undoes somebody's write.
+        if (keep && changed && changed !== before) onUpdate(row.id, { body: changed });
       };
       field.addEventListener("keydown", (event) => {
-        if (event.key === "Enter") finish(true);
-        if (event.key === "Escape") finish(false);
+        if (event.key !== "Enter" && event.key !== "Escape") return;
+        event.preventDefault(); // else the button that gets the focus is pressed by the same key
+        finish(event.key === "Enter");
+        edit.focus();
       });
-      field.addEventListener("blur", () => finish(true));
+      field.addEventListener("blur", () => finish(item.isConnected));
     }
 
     const entry = { item, row, done, body, author, when };
@@ -375,13 +399,7 @@ function clamp(share) {
 }
 
 function arrow() {
-  const space = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(space, "svg");
-  svg.setAttribute("viewBox", "0 0 16 16");
-  const path = document.createElementNS(space, "path");
-  path.setAttribute("d", "M2 1.5 13.5 7.4 8.3 8.9 6 14z");
-  svg.append(path);
-  return svg;
+  return drawing("0 0 16 16", "M2 1.5 13.5 7.4 8.3 8.9 6 14z");
 }
 
 /** The event log: raw frames, newest first. */

@@ -273,6 +273,11 @@ impl ServerConfig {
         check(limits.max_channels_per_client > 0, "limits.max_channels_per_client", "must be positive");
         check(self.timers.idle_timeout_ms >= 1000, "timers.idle_timeout_ms", "must be at least 1000");
         check(self.shards <= 64, "shards", "must be at most 64");
+        if let Some(database) = &self.database {
+            for (path, message) in crate::changes::check_urls(database) {
+                problems.push(ConfigProblem { path, message });
+            }
+        }
         if problems.is_empty() { Ok(()) } else { Err(problems) }
     }
 }

@@ -1,0 +1,46 @@
+//! The verifier of this server: `tidewire-authz` decides, this room translates for the engine.
+
+use tidewire_authz::{TokenError, Verifier};
+use tidewire_engine::{Credential, Now, TokenRefusal, VerifyToken};
+use tidewire_protocol::codes::OperationalCode;
+
+/// Verifies tokens of the one tenant.
+pub(crate) struct TenantTokens {
+    verifier: Verifier,
+}
+
+impl TenantTokens {
+    pub(crate) fn new(secret: &str, roles: Vec<String>) -> Self {
+        Self { verifier: Verifier::new(secret.as_bytes(), roles) }
+    }
+
+    /// Verifies, with the error still in the words of `tidewire-authz` (the handshake has its own).
+    pub(crate) fn check(&self, token: &str, now_unix_s: i64) -> Result<Credential, TokenError> {
+        let identity = self.verifier.verify(token, now_unix_s)?;
+        Ok(Credential {
+            token: token.into(),
+            role: identity.role.into(),
+            claims: identity.claims_json.into(),
+            expires_unix_s: identity.exp,
+        })
+    }
+}
+
+impl VerifyToken for TenantTokens {
+    fn verify(&self, token: &str, now: Now) -> Result<Credential, TokenRefusal> {
+        self.check(token, now.unix_s()).map_err(|error| TokenRefusal {
+            code: code_of(&error),
+            join_reason: error.join_reason(),
+            push_message: error.push_message(),
+        })
+    }
+}
+
+/// The operational code that a token error names.
+pub(crate) fn code_of(error: &TokenError) -> OperationalCode {
+    OperationalCode::ALL
+        .iter()
+        .copied()
+        .find(|code| code.as_str() == error.code())
+        .unwrap_or(OperationalCode::UnknownErrorOnChannel)
+}
