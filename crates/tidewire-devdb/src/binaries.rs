@@ -25,8 +25,8 @@ pub struct Binaries {
     pub dir: PathBuf,
     /// Their version, for example `15.14`.
     pub version: String,
-    /// Folder with shared libraries that came with them (packages unpacked into the cache folder).
-    pub library_path: Option<PathBuf>,
+    /// `LD_LIBRARY_PATH` for programs that came with their own libraries (unpacked into the cache folder).
+    pub library_path: Option<OsString>,
 }
 
 impl Binaries {
@@ -209,11 +209,10 @@ fn share_dirs(bin: &Path, major: u32) -> Vec<PathBuf> {
     found
 }
 
-/// Packages unpacked into `<root>` bring their libraries in `<root>/usr/lib/<architecture>`; whoever
-/// unpacked them leaves a file `<root>/libraries` that names the folder, relative to `<root>`.
-fn bundled_libraries(bin: &Path) -> Option<PathBuf> {
+/// Packages unpacked into `<root>` bring their own shared libraries; whoever unpacked them leaves a file
+/// `<root>/libraries` that names the folders, relative to `<root>`, one in a line.
+fn bundled_libraries(bin: &Path) -> Option<OsString> {
     let root = bin.ancestors().nth(5)?;
     let named = fs::read_to_string(root.join("libraries")).ok()?;
-    let libraries = root.join(named.trim());
-    libraries.is_dir().then_some(libraries)
+    env::join_paths(named.lines().map(|dir| root.join(dir.trim()))).ok()
 }
