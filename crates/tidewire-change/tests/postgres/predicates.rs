@@ -137,6 +137,7 @@ const TYPES: &[(&str, &[&str], &str)] = &[
             "a0eebc99--9c0b4ef8bb6d6bb9bd380a11",
             "a0eebc999c0b4ef8bb6d6bb9bd380a11-",
             "a0e-ebc999c0b4ef8bb6d6bb9bd380a11",
+            "a0-eebc999c0b4ef8bb6d6bb9bd380a11",
             "00000000-0000-0000-0000-000000000000",
         ],
         "\\{?[0-9a-fA-F]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}\\}?",
