@@ -1,14 +1,10 @@
 // The live page in two windows: rows, people, broadcasts, latency, and nothing that a browser complains about.
 import assert from "node:assert/strict";
-import { mkdir } from "node:fs/promises";
-import { dirname, join } from "node:path";
 import { after, before, describe, test } from "node:test";
-import { fileURLToPath } from "node:url";
 
 import { openBrowser, openPage } from "../support/browser.js";
 import { DemoServer } from "../support/server.js";
 
-const screenshots = process.env.TIDEWIRE_SCREENSHOTS ?? join(dirname(fileURLToPath(import.meta.url)), "../../../docs/screenshots");
 const PATIENCE = { timeout: 15_000 };
 
 let server;
@@ -68,6 +64,7 @@ describe("two windows", () => {
     await one.page.fill(".note-field", "High water at ten");
     await one.page.press(".note-field", "Enter");
     await row(two.page, "High water at ten").waitFor(PATIENCE);
+    assert.equal(await one.page.locator(".note-field").count(), 0, "Enter ends the editing");
 
     const theirs = row(two.page, "High water at ten");
     await theirs.hover();
@@ -144,7 +141,7 @@ describe("two windows", () => {
     await one.page.click("#chat-send");
     await two.page.waitForFunction(() => [...document.querySelectorAll(".message-words")].some((words) => words.textContent.startsWith("<iframe")), null, PATIENCE);
     for (const { page } of [one, two]) {
-      const made = await page.evaluate(() => document.querySelectorAll("#panels img, #panels script, #panels iframe, #panels b, .notes svg, [onclick], [onerror], [onload]").length);
+      const made = await page.evaluate(() => document.querySelectorAll("#panels img, #panels script, #panels iframe, #panels b, .note-body *, .person-name *, .message-words *, .frame-text *, .frame-raw *, [onclick], [onerror], [onload]").length);
       assert.equal(made, 0);
     }
     for (const attack of attacks) {
@@ -191,35 +188,6 @@ describe("two windows", () => {
     await two.page.setViewportSize({ width: 1280, height: 960 });
   });
 
-  test("screenshots for the documentation", async () => {
-    await mkdir(screenshots, { recursive: true });
-    for (const words of ["Spring tide tonight, 02:14", "Buoy 7 reports 1.8 m swell", "Pilot boat ready at the pier", "Ferry leaves on the ebb"]) {
-      await write(one.page, words);
-      await row(one.page, words).waitFor(PATIENCE);
-    }
-    await row(two.page, "Pilot boat ready").locator(".note-done").check();
-    for (const [from, words] of [[two, "Who takes the late watch?"], [one, "I do. Coffee is on."]]) {
-      await from.page.fill("#chat-input", words);
-      await from.page.press("#chat-input", "Enter");
-      await one.page.waitForSelector(`.message-words:text-is('${words}')`, PATIENCE);
-    }
-    const box = await two.page.locator("#stage").boundingBox();
-    await two.page.mouse.move(box.x + box.width * 0.25, box.y + box.height * 0.3);
-    await two.page.mouse.move(box.x + box.width * 0.38, box.y + box.height * 0.42, { steps: 6 });
-    await one.page.waitForSelector(".pointer", PATIENCE);
-    await one.page.evaluate(() => scrollTo(0, 0));
-    await one.page.mouse.move(5, 5);
-    for (const scheme of ["light", "dark"]) {
-      await one.page.emulateMedia({ colorScheme: scheme });
-      await settleAnimations(one.page);
-      await one.page.screenshot({ path: join(screenshots, scheme === "light" ? "demo.png" : "demo-dark.png"), fullPage: true });
-    }
-    await two.page.setViewportSize({ width: 390, height: 844 });
-    await settleAnimations(two.page);
-    await two.page.screenshot({ path: join(screenshots, "demo-narrow.png") });
-    await two.page.setViewportSize({ width: 1280, height: 960 });
-  });
-
   test("no window complained about anything", () => {
     assert.deepEqual(one.complaints, []);
     assert.deepEqual(two.complaints, []);
@@ -239,8 +207,3 @@ describe("two windows", () => {
     assert.equal(await two.page.locator(".note-body", { hasText: "Back again" }).count(), 1);
   });
 });
-
-/** Waits until every animation that ends has ended, so that a screenshot shows the page at rest. */
-async function settleAnimations(page) {
-  await page.evaluate(() => Promise.all(document.getAnimations().filter((animation) => animation.effect.getTiming().iterations !== Infinity).map((animation) => animation.finished)));
-}

@@ -6,7 +6,7 @@
  * only the connection, presence and broadcast panels are shown, and the key is typed in.
  */
 
-import { Presence, Socket, backoff, describe } from "./phoenix.js";
+import { Presence, Socket, backoff, describe, summarize } from "./phoenix.js";
 import {
   broadcastPanel,
   connectPanel,
@@ -176,7 +176,7 @@ function start({ apikey, topic, tenant, bindings }) {
       const inner = message.event === "broadcast" ? message.payload?.event : typeof data === "string" ? null : message.event;
       const isNoise = message.topic === ownTopic || message.event === "heartbeat" || message.topic === "phoenix" || inner === "pointer";
       const label = inner ? `broadcast ${shortText(inner, 24)}` : message.event;
-      wire.frame({ direction, label, words: describe(data, message), bytes: byteLength(data), isNoise });
+      wire.frame({ direction, label, summary: summarize(message), words: describe(data, message), bytes: byteLength(data), isNoise });
     },
   });
 

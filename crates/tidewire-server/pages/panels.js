@@ -98,7 +98,7 @@ export function latencyPanel({ onMeasure }) {
           readings.length < 3
             ? note.textContent
             : `median ${formatMs(quantile(sorted, 0.5))} · p95 ${formatMs(quantile(sorted, 0.95))} · last ${readings.length}`;
-        drawSpark(spark, readings, KEPT);
+        drawSpark(spark, readings);
       },
     };
   };
@@ -116,10 +116,10 @@ export function latencyPanel({ onMeasure }) {
   return { write: meter("write"), broadcast: meter("broadcast"), hideWrites: () => (find("meter-write").hidden = button.hidden = true) };
 }
 
-function drawSpark(svg, readings, kept) {
+function drawSpark(svg, readings) {
   const [width, height, margin] = [240, 44, 4];
   const top = Math.max(...readings, 1);
-  const step = width / (kept - 1);
+  const step = width / (Math.max(readings.length, 24) - 1); // a few readings do not fill the width
   const first = width - (readings.length - 1) * step;
   const points = readings.map((ms, index) => {
     const x = first + index * step;
@@ -421,14 +421,14 @@ export function wirePanel() {
   });
   find("wire-clear").addEventListener("click", () => list.replaceChildren());
 
-  function row({ direction, label, words, bytes, at }) {
+  function row({ direction, label, summary: gist, words, bytes, at }) {
     const item = element("li", `frame frame-${direction}`);
     const details = element("details");
     const summary = element("summary");
     summary.append(
       element("span", "frame-way", direction === "in" ? "←" : "→"),
       element("span", "frame-label", label),
-      element("span", "frame-text", words.slice(0, 240)),
+      element("span", "frame-text", gist.slice(0, 240)),
       element("span", "frame-size", formatBytes(bytes)),
     );
     const whole = words.length > SHOWN_CHARACTERS ? `${words.slice(0, SHOWN_CHARACTERS)}…` : words;
@@ -449,11 +449,11 @@ export function wirePanel() {
   }
 
   return {
-    frame({ direction, label, words, bytes, isNoise }) {
+    frame({ direction, label, summary, words, bytes, isNoise }) {
       totals[direction] += 1;
       totals.bytes += bytes;
       if (!isPaused && (!isNoise || noise.checked)) {
-        waiting.push({ direction, label, words, bytes, at: new Date().toISOString() });
+        waiting.push({ direction, label, summary, words, bytes, at: new Date().toISOString() });
         if (waiting.length > KEPT) waiting.shift();
       }
       // One paint for many frames: a burst must not cost a layout each.

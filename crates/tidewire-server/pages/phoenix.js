@@ -78,6 +78,17 @@ export function describe(data, message) {
   return `binary kind ${kind} · ${message.topic} · ${message.payload?.event ?? message.event} · ${body}`;
 }
 
+/** The part of a frame that tells it from its neighbours. */
+export function summarize({ event, payload }) {
+  if (event === "postgres_changes") {
+    const { type, table, record, old_record: old } = payload.data ?? {};
+    return `${type} ${table} ${JSON.stringify(record ?? old)}`;
+  }
+  if (event === "system") return `${payload.status}: ${payload.message}`;
+  const inner = event === "broadcast" ? payload?.payload : event === "phx_reply" ? payload?.response : payload;
+  return inner instanceof Uint8Array ? `${inner.length} bytes` : (JSON.stringify(inner) ?? "");
+}
+
 /**
  * One connection. States: `closed` → `connecting` → `open` → `waiting` (for the next attempt) → …
  *
