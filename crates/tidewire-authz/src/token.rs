@@ -292,3 +292,6 @@ fn validate_times(claims: &Object, now: i64) -> Result<Option<Exp>, TokenError> 
 fn is_number(raw: &RawValue) -> bool {
     raw.get().starts_with(|c: char| c == '-' || c.is_ascii_digit())
 }
+
+#[cfg(test)]
+mod tests;

@@ -76,7 +76,7 @@ pub struct BindingCondition {
     pub negate: bool,
     /// Operator as in the filter grammar: `eq`, `in`, `match` …
     pub op: String,
-    /// Right-hand side as in the filter (for `in` a Postgres array literal).
+    /// Right-hand side; for `in` the text between the parentheses.
     pub value: String,
     /// The condition as a boolean SQL expression over the columns.
     pub sql: String,

@@ -208,7 +208,7 @@ async fn check_condition(
         "in" => {
             let text = format!(
                 "select coalesce(jsonb_array_length(to_jsonb({}::{type_sql}[])), 0)",
-                sql::literal(&condition.value)
+                sql::literal(&format!("{{{}}}", condition.value))
             );
             let row = session.client.query_one(&text, &[]).await.map_err(|error| from_postgres(&error))?;
             if row.try_get::<_, i32>(0).map_err(|error| from_postgres(&error))? > 100 {

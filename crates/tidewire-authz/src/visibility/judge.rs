@@ -184,12 +184,13 @@ fn by_key_sql(table: &Table, compared: &[bool]) -> String {
             let _ = write!(key, "\"t\".{name} = \"i\".{name} AND ");
         }
         if *is_compared {
-            // A JSON null and an SQL NULL are shown alike, and the image does not tell them apart.
-            let (left, right) = if image::is_json(column) {
-                (format!("nullif(\"t\".{name}::text, 'null')"), format!("nullif(\"i\".{name}::text, 'null')"))
-            } else {
-                (format!("\"t\".{name}"), format!("\"i\".{name}"))
+            // A JSON null and an SQL NULL are shown alike, and the image does not tell them apart; nor does it keep
+            // white space around a value of type json.
+            let text = |of: &str| match image::is_json(column) {
+                true => format!("nullif(btrim({of}.{name}::text, E' \\t\\n\\r'), 'null')"),
+                false => format!("{of}.{name}"),
             };
+            let (left, right) = (text("\"t\""), text("\"i\""));
             let comma = if row.is_empty() { "" } else { ", " };
             let _ = write!(row, "{comma}{left}");
             let _ = write!(image, "{comma}{right}");

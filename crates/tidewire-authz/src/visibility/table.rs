@@ -24,7 +24,6 @@ pub struct Table {
 
 /// A live column.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts of the catalogue")]
 pub struct Column {
     /// Name, unquoted.
     pub name: String,

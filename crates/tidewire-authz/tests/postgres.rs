@@ -1,0 +1,10 @@
+//! Against a real PostgreSQL: what is judged on an image is what a `SELECT` of that role returns.
+
+mod postgres {
+    mod bindings;
+    mod catalogue;
+    mod fixture;
+    mod judging;
+    mod oracle;
+    mod waiting;
+}
