@@ -18,5 +18,6 @@ fn postgres_agrees() {
     types::the_table_of_builtin_types_is_that_of_the_catalogue(&database);
     values::values_are_what_to_jsonb_prints(&database);
     predicates::in_process_decisions_are_those_of_postgres(&database);
+    predicates::asked_conditions_have_sql_that_means_what_the_grammar_says(&database);
     predicates::literals_and_identifiers_survive_quoting(&database);
 }

@@ -374,6 +374,47 @@ fn judge(
     true
 }
 
+/// What is never decided in process still has one meaning: the SQL text of `condition_sql`.
+pub(crate) fn asked_conditions_have_sql_that_means_what_the_grammar_says(database: &Database) {
+    // type, value (SQL), filter, expected
+    let vectors = [
+        ("text", "'Apple'", "c=ilike.a%E", true),
+        ("text", "'Apple'", "c=not.ilike.a%E", false),
+        ("text", "'Apple'", "c=like.A____", true),
+        ("text", "'a%'", "c=like.a\\%", true),
+        ("text", "'ab'", "c=like.a\\%", false),
+        ("text", "'Apple'", "c=match.^A(p|q)+le$", true),
+        ("text", "'Apple'", "c=match.^a", false),
+        ("text", "'Apple'", "c=not.imatch.^a", false),
+        ("text", "'b'", "c=gt.a", true),
+        ("text", "null", "c=not.imatch.^a", false),
+        ("text", "null", "c=gt.a", false),
+        // Quoted, without a length, char(n) and bit(n) literals are complete.
+        ("\"bpchar\"", "'hello'", "c=eq.hello", true),
+        ("\"bpchar\"", "'hello'", "c=eq.h", false),
+        ("\"bit\"", "B'101'", "c=eq.101", true),
+        ("mood", "'so so'", "c=gt.ok", true),
+        ("interval", "'1 day'", "c=lt.25 hours", true),
+        ("inet", "'10.0.0.1'", "c=in.(10.0.0.1,10.0.0.2)", true),
+        ("positive", "2", "c=gte.2", true),
+        ("pair", "row(null, null)", "c=is.null", true),
+        ("pair", "row(1, null)", "c=not.in.(\"(2,)\")", true),
+        ("int4", "null", "c=not.in.()", false),
+        ("int4", "1", "c=not.in.()", true),
+        ("bool", "null", "c=not.is.unknown", false),
+        ("int4", "null", "c=isdistinct.1", true),
+        ("int4", "1", "c=not.isdistinct.1", true),
+        ("int4", "1", "c=is.NULL", false),
+    ];
+    for (type_sql, value, filter, expected) in vectors {
+        let condition = &tidewire_change::filter::parse(filter).unwrap()[0];
+        let expression = sql::condition_sql(condition, "p.c", type_sql);
+        let row = database
+            .rows(&format!("select coalesce({expression}, false) from (select {value}::{type_sql} as c) p"));
+        assert_eq!(row[0][0].as_deref() == Some("t"), expected, "{type_sql} {value} {filter}");
+    }
+}
+
 pub(crate) fn literals_and_identifiers_survive_quoting(database: &Database) {
     for text in ["a", "it's", "\\", "a\\'b", "\"q\"", "ü", "E'x'", "$$", "--", "';select 1;--", "\n"] {
         let literal = database.rows(&format!("select {}", sql::quote_literal(text)));
