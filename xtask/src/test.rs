@@ -84,11 +84,13 @@ pub(crate) fn test(names: &[String]) -> ExitCode {
                 format!("{name:<10} FAILED   {took:>6.1} s   {reason}")
             }
         };
+        let line = line.trim_end().to_owned();
         say(&format!("    {line}"));
         lines.push(line);
     }
     say(&format!("\n==> all steps, {:.0} s", began.elapsed().as_secs_f64()));
     for line in lines {
+        let line = line.trim_end().to_owned();
         say(&format!("    {line}"));
     }
     let _ = writeln!(std::io::stdout(), "{} passed, {} failed", sum.passed, sum.failed);

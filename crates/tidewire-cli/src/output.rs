@@ -70,25 +70,14 @@ impl From<DevDbError> for Failure {
 
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
-        match error {
+        let message = match &error {
             StartError::Config(problems) => {
                 let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                Self::new(
-                    "ConfigInvalid",
-                    all.join("; "),
-                    "correct these settings; `tidewire config default` shows all",
-                )
+                all.join("; ")
             }
-            StartError::Listen { address, source } if source.kind() == io::ErrorKind::AddrInUse => {
-                Self { message: format!("{address} is in use"), ..Self::port_in_use(address.port()) }
-            }
-            StartError::Listen { address, source } => Self::new(
-                "ListenFailed",
-                format!("cannot listen on {address}: {source}"),
-                "choose an address of this machine and a port above 1023",
-            ),
-            other => Self::system("start the server", &other),
-        }
+            other => chain(other),
+        };
+        Self::new(error.code(), message, error.advice())
     }
 }
 
