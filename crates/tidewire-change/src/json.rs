@@ -66,14 +66,12 @@ fn write_nested(out: &mut Vec<u8>, shape: &Shape, text: &str) {
 pub fn write_string(out: &mut Vec<u8>, s: &str) {
     out.reserve(s.len() + 2);
     out.push(b'"');
-    let bytes = s.as_bytes();
-    let mut copied = 0;
-    for (at, &byte) in bytes.iter().enumerate() {
-        if !NEEDS_ESCAPE[byte as usize] {
-            continue;
-        }
-        out.extend_from_slice(&bytes[copied..at]);
-        copied = at + 1;
+    let mut rest = s.as_bytes();
+    loop {
+        let (clean, tail) = rest.split_at(clean_length(rest));
+        out.extend_from_slice(clean);
+        let Some((&byte, tail)) = tail.split_first() else { break };
+        rest = tail;
         match byte {
             b'"' => out.extend_from_slice(br#"\""#),
             b'\\' => out.extend_from_slice(br"\\"),
@@ -89,21 +87,18 @@ pub fn write_string(out: &mut Vec<u8>, s: &str) {
             }
         }
     }
-    out.extend_from_slice(&bytes[copied..]);
     out.push(b'"');
 }
 
-const NEEDS_ESCAPE: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut control = 0;
-    while control < 0x20 {
-        table[control] = true;
-        control += 1;
-    }
-    table[b'"' as usize] = true;
-    table[b'\\' as usize] = true;
-    table
-};
+/// How many bytes at the front need no escape. Whole chunks are judged without a branch per byte, which
+/// compilers turn into vector instructions: most text has nothing to escape.
+fn clean_length(bytes: &[u8]) -> usize {
+    let needs_escape = |byte: &u8| (*byte < 0x20) | (*byte == b'"') | (*byte == b'\\');
+    let (chunks, _) = bytes.as_chunks::<16>();
+    let is_clean = |chunk: &&[u8; 16]| !chunk.iter().fold(false, |any, byte| any | needs_escape(byte));
+    let clean = 16 * chunks.iter().take_while(is_clean).count();
+    clean + bytes[clean..].iter().position(needs_escape).unwrap_or(bytes.len() - clean)
+}
 
 /// `text`, which needs no escapes, in quotes.
 fn quote(out: &mut Vec<u8>, text: &str) {
