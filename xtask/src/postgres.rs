@@ -211,6 +211,7 @@ fn unpack() -> Result<(), Trouble> {
     };
     say(&format!("    PostgreSQL {major}: {}", packages.join(" ")));
     let partial = cache.join(format!("postgres/{major}.partial-{}", std::process::id()));
+    fs::create_dir_all(&partial).map_err(|error| failed("the cache folder cannot be used", &error))?;
     let result = fetch(&mut apt, &packages, &partial).and_then(|()| {
         write_libraries(&partial).map_err(|error| failed("the libraries cannot be listed", &error))?;
         let bin = partial.join(format!("usr/lib/postgresql/{major}/bin"));
@@ -299,23 +300,25 @@ impl Apt {
         for dir in [&debs, &own.join("lists/partial"), &own.join("archives/partial")] {
             fs::create_dir_all(dir)?;
         }
+        // Read last, so that it can undo hooks that tidy up folders of the system.
+        let conf = format!(
+            "Dir::Cache \"{0}\";\nDir::Cache::archives \"{0}/archives\";\nDir::Log \"{0}\";\n\
+             Dir::State::status \"/var/lib/dpkg/status\";\nDebug::NoLocking \"1\";\nAPT::Sandbox::User \"\";\n\
+             #clear APT::Update::Pre-Invoke;\n#clear APT::Update::Post-Invoke;\n\
+             #clear APT::Update::Post-Invoke-Success;\n",
+            own.display()
+        );
+        fs::write(own.join("apt.conf"), conf)?;
         let has_own_lists = fs::read_dir(own.join("lists"))?.flatten().any(|entry| entry.path().is_file());
         Ok(Self { debs, own, has_own_lists })
     }
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        let mut set = |name: &str, value: &Path| {
-            command.arg("-o").arg(format!("{name}={}", value.display()));
-        };
-        set("Dir::Cache", &self.own);
-        set("Dir::Cache::archives", &self.own.join("archives"));
-        set("Dir::State::status", Path::new("/var/lib/dpkg/status"));
-        set("Dir::Log", &self.own);
+        command.arg("-qq").arg("-c").arg(self.own.join("apt.conf"));
         if self.has_own_lists {
-            set("Dir::State::lists", &self.own.join("lists"));
+            command.arg("-o").arg(format!("Dir::State::lists={}", self.own.join("lists").display()));
         }
-        command.args(["-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=", "-qq"]);
         command.current_dir(&self.debs).env("LC_ALL", "C").stdin(Stdio::null());
         command
     }
