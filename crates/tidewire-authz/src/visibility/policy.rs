@@ -24,6 +24,10 @@ pub(super) struct Combined {
     pub(super) columns: Vec<bool>,
 }
 
+/// `policies` come in the order of their names.
+///
+/// The order of the parts is the server's own (`RelationBuildRowSecurity()` reverses the list, restrictive policies are
+/// sorted again and come first), so that a policy that raises does so for the same rows as in a SELECT.
 pub(super) fn combine(policies: &[Policy], role: &str, columns: &[Column]) -> Combined {
     let applying = || policies.iter().filter(|policy| policy.roles.iter().any(|to| to == role));
     let reads = columns
@@ -35,11 +39,13 @@ pub(super) fn combine(policies: &[Policy], role: &str, columns: &[Column]) -> Co
     // A line break behind each expression ends any comment it might contain.
     let joined = |is_permissive: bool, glue: &str| {
         let parts = applying().filter(|policy| policy.is_permissive == is_permissive);
-        let parts: Vec<_> = parts.map(|policy| format!("({}\n)", policy.expression)).collect();
+        let mut parts: Vec<_> = parts.map(|policy| format!("({}\n)", policy.expression)).collect();
+        if is_permissive {
+            parts.reverse();
+        }
         if parts.is_empty() { None } else { Some(parts.join(glue)) }
     };
     let expression = joined(true, " OR ").map(|permissive| match joined(false, " AND ") {
-        // The server applies restrictive policies first.
         Some(restrictive) => format!("{restrictive} AND ({permissive})"),
         None => permissive,
     });
@@ -64,7 +70,7 @@ mod tests {
     fn permissive_policies_are_alternatives_and_restrictive_ones_conditions() {
         let policies =
             [policy(true, "a", "x"), policy(false, "b", "x"), policy(true, "c", "x"), policy(true, "d", "y")];
-        assert_eq!(combine(&policies, "x", &[]).expression.as_deref(), Some("(b\n) AND ((a\n) OR (c\n))"));
+        assert_eq!(combine(&policies, "x", &[]).expression.as_deref(), Some("(b\n) AND ((c\n) OR (a\n))"));
         assert_eq!(combine(&policies, "y", &[]).expression.as_deref(), Some("(d\n)"));
     }
 

@@ -173,10 +173,42 @@ impl Database {
     ) -> Option<Vec<bool>> {
         let key: Vec<_> = table.columns.iter().filter(|column| column.is_primary_key).collect();
         let key_sql: Vec<_> = key.iter().map(|column| format!("{}::text", ident(&column.name))).collect();
-        let client = &self.plain;
-        client.batch_execute("rollback; begin read only").await.expect("begin");
+        self.become_identity(identity).await;
+        let sql = format!(
+            "select concat_ws('/', {}) from {}.{}",
+            key_sql.join(", "),
+            ident(&table.schema),
+            ident(&table.name)
+        );
+        let rows = self.plain.query(&sql, &[]).await.ok()?;
+        let seen: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        Some(count.iter().map(|key| seen.contains(key)).collect())
+    }
+
+    /// Like [`selects`](Self::selects) where a query for all rows fails: each row asked for by itself.
+    pub(crate) async fn selects_one_by_one(
+        &self,
+        table: &Table,
+        identity: &Identity,
+        ids: &[String],
+    ) -> Vec<bool> {
+        let mut seen = Vec::new();
+        for id in ids {
+            let only = format!("{}.{} where id = {id}", ident(&table.schema), ident(&table.name));
+            seen.push(self.identity_sees_any(identity, &only).await);
+        }
+        seen
+    }
+
+    async fn identity_sees_any(&self, identity: &Identity, from: &str) -> bool {
+        self.become_identity(identity).await;
+        self.plain.query(&format!("select id from {from}"), &[]).await.is_ok_and(|rows| !rows.is_empty())
+    }
+
+    async fn become_identity(&self, identity: &Identity) {
+        self.plain.batch_execute("rollback; begin read only").await.expect("begin");
         let sub = identity.sub.clone().unwrap_or_default();
-        client
+        self.plain
             .query(
                 "select set_config('request.jwt.claims', $2, true), set_config('request.jwt.claim.sub', $3, true),
                         set_config('request.jwt.claim.role', $1, true), set_config('role', $1, true)",
@@ -184,15 +216,6 @@ impl Database {
             )
             .await
             .expect("identity is set");
-        let sql = format!(
-            "select concat_ws('/', {}) from {}.{}",
-            key_sql.join(", "),
-            ident(&table.schema),
-            ident(&table.name)
-        );
-        let rows = client.query(&sql, &[]).await.ok()?;
-        let seen: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-        Some(count.iter().map(|key| seen.contains(key)).collect())
     }
 }
 
