@@ -231,7 +231,10 @@ fn unpack() -> Result<(), Trouble> {
     if result.is_err() {
         let _ = fs::remove_dir_all(&partial);
     }
-    let _ = fs::remove_dir_all(cache.join("apt/debs"));
+    if result.is_ok() {
+        // Tens of megabytes of lists and packages that nobody needs again.
+        let _ = fs::remove_dir_all(cache.join("apt"));
+    }
     step.end();
     result
 }
