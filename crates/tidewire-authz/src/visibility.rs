@@ -50,12 +50,6 @@ pub struct RowImage {
     /// Object from column to Postgres text form as a JSON string; `json` and `jsonb` columns raw; NULL is `null`.
     /// A column that is not in the image is not in the object: its keys alone say what the image tells.
     pub json: String,
-    /// Some columns are not in the image (unchanged TOAST values). For the caller; judging looks at the keys of `json`.
-    pub unchanged_toast: bool,
-    /// Key columns and their text. For the caller; judging takes the primary key from `json`.
-    pub key: Vec<(String, String)>,
-    /// Transaction that wrote the image. For the caller, who waits until it is visible before asking.
-    pub xid: u32,
 }
 
 /// Who may see what.

@@ -117,7 +117,7 @@ async fn filters_are_false_for_null_and_for_failures() {
     let database = Database::new(SCHEMA).await;
     let authenticator = database.authenticator(1);
     let table = database.table(&authenticator, "t").await;
-    let image = |json: &str| RowImage { json: json.to_owned(), ..RowImage::default() };
+    let image = |json: &str| RowImage { json: json.to_owned() };
     let images = [
         image(r#"{"id":"1","name":"Ärger","tags":"{a,\"b c\"}","doc":{"a": [1]}}"#),
         image(r#"{"id":"0","name":null,"tags":"{}","doc":null}"#),

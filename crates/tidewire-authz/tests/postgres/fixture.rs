@@ -142,25 +142,15 @@ impl Database {
             .collect();
         let key: Vec<_> =
             columns.iter().filter(|column| column.is_primary_key).map(|c| c.name.clone()).collect();
-        let key_sql: Vec<_> =
-            key.iter().map(|name| format!("\"{}\"::text", name.replace('"', "\"\""))).collect();
         let sql = format!(
-            "select '{{' || concat_ws(',', {}) || '}}', xmin::text::bigint, array[{}]::text[] from {}.{} order by {}",
+            "select '{{' || concat_ws(',', {}) || '}}' from {}.{} order by {}",
             pairs.join(", "),
-            key_sql.join(", "),
             ident(&table.schema),
             ident(&table.name),
             key.iter().map(|name| ident(name)).collect::<Vec<_>>().join(", "),
         );
         let rows = self.admin.query(&sql, &[]).await.expect("images");
-        rows.iter()
-            .map(|row| RowImage {
-                json: row.get(0),
-                unchanged_toast: false,
-                key: key.iter().cloned().zip(row.get::<_, Vec<String>>(2)).collect(),
-                xid: u32::try_from(row.get::<_, i64>(1)).expect("xid"),
-            })
-            .collect()
+        rows.iter().map(|row| RowImage { json: row.get(0) }).collect()
     }
 
     /// What the identity itself sees, asked as PostgREST would: for each row in the order of the key, whether it is
@@ -219,10 +209,13 @@ impl Database {
     }
 }
 
+/// The text of column `id` of each image.
 pub(crate) fn keys(images: &[RowImage]) -> Vec<String> {
-    let joined =
-        |image: &RowImage| image.key.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("/");
-    images.iter().map(joined).collect()
+    let id = |image: &RowImage| {
+        let object: serde_json::Value = serde_json::from_str(&image.json).expect("an object");
+        object["id"].as_str().expect("every image has its id").to_owned()
+    };
+    images.iter().map(id).collect()
 }
 
 pub(crate) fn ident(name: &str) -> String {

@@ -17,7 +17,7 @@ fn notes(policy: &str) -> String {
 }
 
 fn image(json: &str) -> RowImage {
-    RowImage { json: json.to_owned(), ..RowImage::default() }
+    RowImage { json: json.to_owned() }
 }
 
 fn owned_by(id: u32, owner: u32) -> RowImage {

@@ -160,7 +160,7 @@ fn without_columns(dice: &mut Dice, image: &RowImage) -> RowImage {
             object.remove(&name);
         }
     }
-    RowImage { json: serde_json::to_string(&object).expect("json"), unchanged_toast: true, ..image.clone() }
+    RowImage { json: serde_json::to_string(&object).expect("json") }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

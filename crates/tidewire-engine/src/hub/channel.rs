@@ -91,7 +91,7 @@ impl Hub {
             self.outputs.push_back(Output::Change(ChangeCommand::Unsubscribe { channel: channel.id }));
         }
         if channel.is_tracked {
-            self.to_home(&name, PeerMessage::Untrack { topic: Arc::clone(&name), owner: channel.id });
+            self.send_home(&name, PeerMessage::Untrack { topic: Arc::clone(&name), owner: channel.id });
         }
         self.drop_topic_if_unused(channel.topic);
     }

@@ -65,7 +65,7 @@ impl Hub {
     }
 
     /// Hands a message to the hub that keeps the topic's presence, which may be this one.
-    pub(super) fn to_home(&mut self, topic: &str, message: PeerMessage) {
+    pub(super) fn send_home(&mut self, topic: &str, message: PeerMessage) {
         let home = self.home_of(topic);
         if home == self.config.hub {
             self.on_peer(message);

@@ -208,7 +208,7 @@ impl Hub {
             }));
         }
         if wants_state {
-            self.to_home(&name, PeerMessage::StateRequest { topic: Arc::clone(&name), channel: id });
+            self.send_home(&name, PeerMessage::StateRequest { topic: Arc::clone(&name), channel: id });
         }
     }
 

@@ -127,7 +127,7 @@ impl Hub {
         let topic = Arc::clone(&self.topics[channel.topic as usize].name);
         let message =
             PeerMessage::Track { topic: Arc::clone(&topic), owner, key, phx_ref, payload: payload.into() };
-        self.to_home(&topic, message);
+        self.send_home(&topic, message);
     }
 
     fn untrack(&mut self, slot: u32) {
@@ -137,7 +137,7 @@ impl Hub {
         }
         let owner = channel.id;
         let topic = Arc::clone(&self.topics[channel.topic as usize].name);
-        self.to_home(&topic, PeerMessage::Untrack { topic: Arc::clone(&topic), owner });
+        self.send_home(&topic, PeerMessage::Untrack { topic: Arc::clone(&topic), owner });
     }
 
     // ── on the home hub ─────────────────────────────────────────────────────────────────────────────

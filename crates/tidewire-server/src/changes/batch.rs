@@ -664,7 +664,6 @@ fn row_image(change: &Pending<'_>) -> Option<RowImage> {
     const JSON_TYPES: [u32; 2] = [114, 3802];
     let row = change.judged()?;
     let mut json = Vec::with_capacity(256);
-    let mut key = Vec::new();
     json.push(b'{');
     for ((column, described), value) in
         change.table.columns.iter().zip(&change.table.catalogue.columns).zip(row.values())
@@ -684,19 +683,9 @@ fn row_image(change: &Pending<'_>) -> Option<RowImage> {
             Value::Text(text) => write_string(&mut json, text),
             Value::Null | Value::Missing => json.extend_from_slice(b"null"),
         }
-        if let Value::Text(text) = value
-            && column.is_primary_key
-        {
-            key.push((column.name.clone(), (*text).to_owned()));
-        }
     }
     json.push(b'}');
-    Some(RowImage {
-        json: String::from_utf8(json).ok()?,
-        unchanged_toast: row.has_missing(),
-        key,
-        xid: change.xid,
-    })
+    Some(RowImage { json: String::from_utf8(json).ok()? })
 }
 
 /// Asks until there is an answer or patience ends; connections of the pool break when Postgres restarts.

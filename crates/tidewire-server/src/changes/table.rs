@@ -26,6 +26,9 @@ pub(super) struct TableColumn {
     pub(super) is_identity: bool,
 }
 
+/// Role and selection.
+type HeadKey = (Box<str>, Option<Vec<String>>);
+
 /// A published table.
 #[derive(Debug)]
 pub(super) struct PublishedTable {
@@ -33,7 +36,7 @@ pub(super) struct PublishedTable {
     pub(super) columns: Vec<TableColumn>,
     pub(super) identity: ReplicaIdentity,
     /// `columns` of the change frames, by role and selection: always the same bytes.
-    heads: Mutex<HashMap<(Box<str>, Option<Vec<String>>), Arc<Columns>>>,
+    heads: Mutex<HashMap<HeadKey, Arc<Columns>>>,
 }
 
 /// The columns that one role sees under one selection.
@@ -123,7 +126,6 @@ impl PublishedTable {
 #[derive(Debug, Clone)]
 pub(super) struct Row<'a> {
     values: Vec<Value<'a>>,
-    has_missing: bool,
 }
 
 impl<'a> Row<'a> {
@@ -132,7 +134,6 @@ impl<'a> Row<'a> {
     pub(super) fn new(table: &PublishedTable, new: Tuple<'a>, old: Option<Tuple<'a>>) -> Self {
         let cells: Vec<Cell<'a>> = new.cells().collect();
         let old: Option<Vec<Cell<'a>>> = old.map(|old| old.cells().collect());
-        let mut has_missing = false;
         let values = table
             .columns
             .iter()
@@ -141,15 +142,13 @@ impl<'a> Row<'a> {
                 let before = || {
                     old.as_ref().and_then(|old| old.get(position)).map_or(Value::Missing, |cell| value(*cell))
                 };
-                let found = match cells.get(position) {
+                match cells.get(position) {
                     Some(Cell::Unchanged) | None => before(),
                     Some(cell) => value(*cell),
-                };
-                has_missing |= found == Value::Missing;
-                found
+                }
             })
             .collect();
-        Self { values, has_missing }
+        Self { values }
     }
 
     /// An old row: all columns under identity `full`, otherwise those of the identity.
@@ -163,7 +162,7 @@ impl<'a> Row<'a> {
                 _ => Value::Missing,
             })
             .collect();
-        Self { values, has_missing: !is_full }
+        Self { values }
     }
 
     /// The identity columns of a new row: the old ones when the identity did not change (§5.7).
@@ -174,16 +173,11 @@ impl<'a> Row<'a> {
             .zip(&new.values)
             .map(|(column, value)| if column.is_identity { *value } else { Value::Missing })
             .collect();
-        Self { values, has_missing: true }
+        Self { values }
     }
 
     pub(super) fn values(&self) -> &[Value<'a>] {
         &self.values
-    }
-
-    /// Some streamed column has no value here.
-    pub(super) fn has_missing(&self) -> bool {
-        self.has_missing
     }
 
     pub(super) fn by_name(&self, table: &PublishedTable, name: &str) -> Value<'a> {

@@ -254,7 +254,7 @@ impl ChangeTask {
             .iter()
             .find(|code| code.as_str() == error.code())
             .map_or("", |code| code.advice());
-        if is_news || self.failed_attempts % 60 == 0 {
+        if is_news || self.failed_attempts.is_multiple_of(60) {
             tracing::error!(code = error.code(), advice, attempt = self.failed_attempts, "{text}");
         }
         if error.retry() == Retry::Never && is_news {

@@ -31,8 +31,8 @@ pub(super) struct Connection {
     pub(super) id: SocketId,
     pub(super) stream: mio::net::TcpStream,
     pub(super) decoder: Decoder,
-    /// Bytes of a frame that has not arrived completely.
-    pub(super) partial: Option<Box<Vec<u8>>>,
+    /// Bytes of a frame that has not arrived completely; no memory while there are none.
+    pub(super) partial: Vec<u8>,
     /// The last write filled the socket's buffer; the poller tells when there is room.
     pub(super) is_blocked: bool,
     /// In the list of sockets to be read.

@@ -199,7 +199,7 @@ impl EventLoop {
             id,
             stream,
             decoder: Decoder::new(Role::Server, self.max_message_bytes),
-            partial: (!handoff.early.is_empty()).then(|| Box::new(handoff.early.to_vec())),
+            partial: handoff.early.to_vec(),
             is_blocked: false,
             // Read at once: bytes may have arrived before the socket was registered.
             is_ready: true,
@@ -222,42 +222,34 @@ impl EventLoop {
             return;
         };
         connection.is_ready = false;
-        let partial = connection.partial.take();
+        let mut partial = std::mem::take(&mut connection.partial);
         let outcome = connection.stream.read(&mut scratch);
         let ended = match outcome {
             Ok(0) => true,
             Ok(count) => {
-                let rest = match partial {
-                    None => {
-                        self.feed(now, id, &mut scratch[..count]).map(|used| scratch[used..count].to_vec())
+                if partial.is_empty() {
+                    // The usual case: whole frames, fed from the scratch buffer without a copy.
+                    if let Some(used) = self.feed(now, id, &mut scratch[..count]) {
+                        partial.extend_from_slice(&scratch[used..count]);
                     }
-                    Some(mut buffer) => {
-                        buffer.extend_from_slice(&scratch[..count]);
-                        self.feed(now, id, &mut buffer).map(|used| {
-                            buffer.drain(..used);
-                            *buffer
-                        })
-                    }
-                };
-                if let (Some(rest), Some(connection)) = (rest, self.connection(id)) {
-                    connection.partial = (!rest.is_empty()).then(|| Box::new(rest));
+                } else {
+                    partial.extend_from_slice(&scratch[..count]);
+                    self.feed_partial(now, id, &mut partial);
                 }
-                // Edge-triggered: a full buffer may mean that there is more.
-                if let Some(connection) = self.connection(id)
-                    && !connection.is_ready
-                {
+                if let Some(connection) = self.connection(id) {
+                    connection.partial = partial;
+                    // Edge-triggered: a full buffer may mean that there is more.
                     connection.is_ready = true;
                     self.ready.push_back(id);
                 }
                 false
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                // Early bytes behind the handshake may hold complete frames.
-                if let Some(mut buffer) = partial {
-                    let used = self.feed(now, id, &mut buffer);
-                    if let (Some(used), Some(connection)) = (used, self.connection(id)) {
-                        buffer.drain(..used);
-                        connection.partial = (!buffer.is_empty()).then_some(buffer);
+                // Bytes that came with the handshake may hold complete frames.
+                if !partial.is_empty() {
+                    self.feed_partial(now, id, &mut partial);
+                    if let Some(connection) = self.connection(id) {
+                        connection.partial = partial;
                     }
                 }
                 false
@@ -273,6 +265,15 @@ impl EventLoop {
         self.scratch = scratch;
         if ended {
             self.drop_connection(now, id);
+        }
+    }
+
+    /// Feeds what a connection has kept and keeps the rest.
+    fn feed_partial(&mut self, now: Now, id: SocketId, partial: &mut Vec<u8>) {
+        match self.feed(now, id, partial) {
+            Some(used) if used == partial.len() => *partial = Vec::new(),
+            Some(used) => drop(partial.drain(..used)),
+            None => *partial = Vec::new(),
         }
     }
 
