@@ -329,7 +329,7 @@ impl Apt {
     fn update(&mut self) {
         self.has_own_lists = true;
         // One unreachable source among many is no reason to give up; whether it sufficed shows later.
-        let _ = self.command("apt-get").arg("update").status();
+        let _ = succeeds(self.command("apt-get").arg("update"));
     }
 
     /// The major version that this system offers, and the packages that are missing for it.
@@ -361,6 +361,6 @@ impl Apt {
     }
 
     fn download(&self, packages: &[String]) -> bool {
-        self.command("apt-get").arg("download").args(packages).status().is_ok_and(|status| status.success())
+        succeeds(self.command("apt-get").arg("download").args(packages))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -72,7 +73,9 @@ pub(crate) fn output(program: &str, args: impl IntoIterator<Item = impl AsRef<Os
 
 /// Runs a program whose output the developer should see. `false`: it failed or could not be run.
 pub(crate) fn succeeds(command: &mut Command) -> bool {
-    command.stdin(Stdio::null()).status().is_ok_and(|status| status.success())
+    // Standard output is for results: `./x run --json` promises one line there and nothing else.
+    let out = std::io::stderr().as_fd().try_clone_to_owned().map_or_else(|_| Stdio::null(), Stdio::from);
+    command.stdin(Stdio::null()).stdout(out).status().is_ok_and(|status| status.success())
 }
 
 /// This project's cache folder; the same rule as in `tidewire-devdb`.
