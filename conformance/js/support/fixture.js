@@ -1,13 +1,17 @@
-/** `const server = withServer()` at the top of a test file: one server for the file, ended after it. */
+/**
+ * `const server = withServer()` at the top of a test file: one server for the file, ended after it.
+ * `prepare(server)` runs in the same hook, because the order of several root hooks is not promised.
+ */
 
 import { after, before } from "node:test";
 
 import { TidewireServer } from "./server.js";
 
-export function withServer(options) {
+export function withServer({ prepare = async () => {}, ...options } = {}) {
   const holder = {};
   before(async () => {
     holder.server = await TidewireServer.start(options);
+    await prepare(holder.server);
   });
   after(async () => {
     await holder.server?.stop();

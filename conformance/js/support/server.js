@@ -158,6 +158,8 @@ export class TidewireServer {
     await this.sql(`create table public.${name} (${columns})`);
     if (identity) await this.sql(`alter table public.${name} replica identity ${identity}`);
     if (rls) await this.sql(`alter table public.${name} enable row level security`);
+    // The roles have rights on new tables by default, as at Supabase; a test starts from none.
+    await this.sql(`revoke all on public.${name} from anon, authenticated, service_role`);
     if (grants) await this.sql(`grant select, insert, update, delete on public.${name} to ${grants}`);
     if (publish) await this.sql(`alter publication supabase_realtime add table public.${name}`);
   }

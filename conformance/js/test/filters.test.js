@@ -1,11 +1,20 @@
 // Filters: what a binding delivers is what Postgres itself selects. Spec: PROTOCOL.md §5.3.
 import assert from "node:assert/strict";
-import { before, describe, test } from "node:test";
+import { describe, test } from "node:test";
 
 import { changesOn, openClient, subscribe, variants } from "../support/clients.js";
 import { closing, withServer } from "../support/fixture.js";
 
-const server = withServer();
+const server = withServer({
+  prepare: async (started) => {
+    await started.sql("create type level as enum ('low', 'mid', 'high')");
+    await started.table(
+      "filtered",
+      "id int primary key, word text, flag bool, amount numeric, big int8, kind level, at timestamptz, day date, uid uuid, ratio float8",
+    );
+    await started.table("marker", "id int primary key");
+  },
+});
 
 // Each filter beside the SQL that says the same; Postgres is the judge of both.
 const CASES = [
@@ -60,15 +69,6 @@ const ROWS = `
   (5, '',      false, -1,    -5,               'low',  '2027-01-01T00:00:00Z', '0044-03-15 BC', null, 'NaN'),
   (6, 'wide',  true,  100,   9007199254740994, 'high', '2026-01-01T01:00:00+01:00', 'infinity', null, '-Infinity'),
   (7, 'tídé',  null,  0,     0,                'mid',  'infinity',             '2026-02-27', null, 'Infinity')`;
-
-before(async () => {
-  await server.sql("create type level as enum ('low', 'mid', 'high')");
-  await server.table(
-    "filtered",
-    "id int primary key, word text, flag bool, amount numeric, big int8, kind level, at timestamptz, day date, uid uuid, ratio float8",
-  );
-  await server.table("marker", "id int primary key");
-});
 
 let marks = 0;
 

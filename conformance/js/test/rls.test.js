@@ -1,19 +1,16 @@
 // Row-level security: each subscriber sees what its own claims may select. Spec: PROTOCOL.md §5.7, §5.8.
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
-import { before, describe, test } from "node:test";
+import { describe, test } from "node:test";
 
 import { changesOn, isLive, openClient, variants } from "../support/clients.js";
 import { closing, withServer } from "../support/fixture.js";
+import { until as eventually } from "../support/server.js";
 
-const server = withServer();
-const [ada, ben] = [randomUUID(), randomUUID()];
-
-before(async () => {
-  await server.sql("create table public.marker (id int generated always as identity primary key)");
-  await server.sql("grant select on public.marker to anon, authenticated");
-  await server.sql("alter publication supabase_realtime add table public.marker");
+const server = withServer({
+  prepare: (started) => started.table("marker", "id int generated always as identity primary key"),
 });
+const [ada, ben] = [randomUUID(), randomUUID()];
 
 const userToken = (sub, more = {}) => server.token({ role: "authenticated", sub, ...more });
 
@@ -27,7 +24,8 @@ async function ownRows({ identity } = {}) {
 }
 
 async function listen(open, variant, token, table, topic) {
-  const client = open(openClient(variant, server.info, { token }));
+  const client = open(openClient(variant, server.info));
+  if (token) await client.client.realtime.setAuth(token);
   const listening = changesOn(client.channel(topic), [
     { event: "*", schema: "public", table },
     { event: "INSERT", schema: "public", table: "marker" },
@@ -37,7 +35,7 @@ async function listen(open, variant, token, table, topic) {
 }
 
 /** Writes a marker row and returns what each listener heard of the table until it came. */
-async function until(marker, ...listeners) {
+async function heardOf(marker, ...listeners) {
   await server.sql("insert into marker default values");
   const { rows } = await server.sql("select max(id) as id from marker");
   await Promise.all(listeners.map(({ changes }) => changes.first(({ table, new: row }) => table === "marker" && row.id === rows[0].id)));
@@ -53,7 +51,7 @@ for (const variant of variants) {
       const b = await listen(open, variant, userToken(ben), table, "own-rows-b");
       await server.sql(`insert into ${table} values (1, '${ada}', 'for ada'), (2, '${ben}', 'for ben'), (3, null, 'for nobody')`);
       await server.sql(`update ${table} set body = body || '!'`);
-      const [forAda, forBen] = await until(table, a, b);
+      const [forAda, forBen] = await heardOf(table, a, b);
       const told = (changes) => changes.map(({ eventType, new: row }) => [eventType, row.id, row.body]);
       assert.deepEqual(told(forAda), [["INSERT", 1, "for ada"], ["UPDATE", 1, "for ada!"]]);
       assert.deepEqual(told(forBen), [["INSERT", 2, "for ben"], ["UPDATE", 2, "for ben!"]]);
@@ -63,7 +61,7 @@ for (const variant of variants) {
       const table = await ownRows();
       const anon = await listen(closing(t), variant, undefined, table, "no-policy");
       await server.sql(`insert into ${table} values (1, '${ada}', 'hidden')`);
-      const [heard] = await until(table, anon);
+      const [heard] = await heardOf(table, anon);
       assert.deepEqual(heard, []);
     });
 
@@ -71,7 +69,7 @@ for (const variant of variants) {
       const table = await ownRows();
       const all = await listen(closing(t), variant, server.info.service_key, table, "service");
       await server.sql(`insert into ${table} values (1, '${ada}', 'a'), (2, null, 'b')`);
-      const [heard] = await until(table, all);
+      const [heard] = await heardOf(table, all);
       assert.deepEqual(heard.map(({ new: row }) => row.id), [1, 2]);
     });
 
@@ -82,7 +80,7 @@ for (const variant of variants) {
       const a = await listen(open, variant, userToken(ada), table, "delete-a");
       const b = await listen(open, variant, userToken(ben), table, "delete-b");
       await server.sql(`delete from ${table}`);
-      for (const heard of await until(table, a, b)) {
+      for (const heard of await heardOf(table, a, b)) {
         assert.deepEqual(heard.map(({ eventType, old }) => [eventType, old]), [["DELETE", { id: 1 }]]);
         assert.ok(!JSON.stringify(heard).includes("secret"));
       }
@@ -104,8 +102,21 @@ for (const variant of variants) {
       await client.client.realtime.setAuth(userToken(ben));
       await isLive(listening.system, { count: 2 });
       await server.sql(`insert into ${table} values (2, '${ada}', 'a'), (3, '${ben}', 'b')`);
-      const [heard] = await until(table, listening);
+      const [heard] = await heardOf(table, listening);
       assert.deepEqual(heard.map(({ new: row }) => row.id), [1, 3]);
+    });
+
+    test("a token that comes from a callback is used", async (t) => {
+      const table = await ownRows();
+      const token = userToken(ada);
+      const client = closing(t)(openClient(variant, server.info, { token }));
+      // The client asks its callback by itself; a channel joined before the answer would keep the anon key.
+      await eventually(() => client.client.realtime.accessTokenValue === token);
+      const listening = changesOn(client.channel("callback"), [{ event: "*", schema: "public", table }]);
+      await listening.live();
+      await server.sql(`insert into ${table} values (1, '${ben}', 'b'), (2, '${ada}', 'a')`);
+      const [{ new: row }] = await listening.changes.some(1);
+      assert.equal(row.id, 2);
     });
   });
 }
@@ -120,7 +131,7 @@ describe("policies", () => {
     const red = await listen(open, variant, userToken(ada, { team: "red" }), "by_team", "team-red");
     const blue = await listen(open, variant, userToken(ben, { team: "blue" }), "by_team", "team-blue");
     await server.sql("insert into by_team values (1, 'red'), (2, 'blue'), (3, 'red')");
-    const [forRed, forBlue] = await until("by_team", red, blue);
+    const [forRed, forBlue] = await heardOf("by_team", red, blue);
     assert.deepEqual(forRed.map(({ new: row }) => row.id), [1, 3]);
     assert.deepEqual(forBlue.map(({ new: row }) => row.id), [2]);
   });
@@ -134,7 +145,7 @@ describe("policies", () => {
     const a = await listen(open, variant, userToken(ada), "posts", "posts-a");
     const b = await listen(open, variant, userToken(ben), "posts", "posts-b");
     await server.sql("insert into posts values (1, 1), (2, 2), (3, 3)");
-    const [forAda, forBen] = await until("posts", a, b);
+    const [forAda, forBen] = await heardOf("posts", a, b);
     assert.deepEqual(forAda.map(({ new: row }) => row.id), [1]);
     assert.deepEqual(forBen.map(({ new: row }) => row.id), [2]);
   });
@@ -147,7 +158,7 @@ describe("policies", () => {
     const a = await listen(open, variant, userToken(ada), "raising", "raising-a");
     const b = await listen(open, variant, userToken(ben), "raising", "raising-b");
     await server.sql("insert into raising values (1, null)");
-    const [forAda, forBen] = await until("raising", a, b);
+    const [forAda, forBen] = await heardOf("raising", a, b);
     assert.deepEqual(forAda, []);
     assert.deepEqual(forBen.map(({ new: row }) => row.id), [1]);
   });
@@ -158,7 +169,7 @@ describe("policies", () => {
     await server.sql(`insert into ${table} values (1, '${ben}', 'x')`);
     await server.sql(`update ${table} set owner = '${ada}'`);
     await server.sql(`update ${table} set owner = '${ben}'`);
-    const [heard] = await until(table, a);
+    const [heard] = await heardOf(table, a);
     // The first update may be judged by the row as it is now, when it belongs to ben again (§5.8 rule 5).
     assert.ok(heard.length <= 1, JSON.stringify(heard));
     for (const { eventType } of heard) assert.equal(eventType, "UPDATE");
@@ -171,7 +182,7 @@ describe("policies", () => {
     await a.changes.first(({ table }) => table === "switched");
     await server.sql("alter table switched enable row level security");
     await server.sql(`insert into switched values (2, '${ben}')`);
-    const [heard] = await until("switched", a);
+    const [heard] = await heardOf("switched", a);
     assert.deepEqual(heard.map(({ new: row }) => row.id), [1]);
   });
 });

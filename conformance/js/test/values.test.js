@@ -1,12 +1,10 @@
 // Values as JSON, byte for byte where JavaScript's numbers would hide the difference. Spec: PROTOCOL.md §5.6, §5.9.
 import assert from "node:assert/strict";
-import { before, describe, test } from "node:test";
+import { describe, test } from "node:test";
 
 import { changesOn, openClient, variants } from "../support/clients.js";
 import { closing, withServer } from "../support/fixture.js";
 import { RawSocket } from "../support/raw.js";
-
-const server = withServer();
 
 // column, type, SQL value, JSON as it stands in the frame, and the type's name in `columns`.
 const VALUES = [
@@ -48,9 +46,11 @@ const VALUES = [
   ["nothing", "text", "null", "null", "text"],
 ];
 
-before(async () => {
-  await server.sql("create type mood as enum ('ok', 'not ok'); create type pair as (x int, y text); create domain positive as int check (value > 0)");
-  await server.table("valued", `id int primary key, ${VALUES.map(([name, type]) => `${name} ${type}`).join(", ")}`);
+const server = withServer({
+  prepare: async (started) => {
+    await started.sql("create type mood as enum ('ok', 'not ok'); create type pair as (x int, y text); create domain positive as int check (value > 0)");
+    await started.table("valued", `id int primary key, ${VALUES.map(([name, type]) => `${name} ${type}`).join(", ")}`);
+  },
 });
 
 test("every type has its JSON, and its name in the columns", async (t) => {

@@ -1,5 +1,6 @@
 """A restart of the server: the official client comes back by itself. Spec: PROTOCOL.md §1.11, §10.2."""
 
+import asyncio
 import signal
 
 import pytest
@@ -16,8 +17,8 @@ async def test_after_a_restart_the_client_rejoins_and_hears_changes(server, conn
     heard = Inbox()
     channel.on_broadcast("*", heard.push)
     listening = await Listening(channel).on("*", table).live()
-    server.signal(how)
-    server.run()
+    await asyncio.to_thread(server.signal, how)
+    await asyncio.to_thread(server.run)
     await listening.is_live(2, within=40)
     server.sql(f"insert into {table} values (1)")
     await listening.changes.first(lambda change: change["record"]["id"] == 1)
