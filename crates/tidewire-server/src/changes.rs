@@ -10,6 +10,7 @@
 //! ```
 //!
 //! The rooms: [`task`] runs the loop, [`registry`] knows the channels and makes their bindings live,
+//! [`catalogue`] shares answers among checks,
 //! [`table`] joins what the catalogue and the stream say of a table, [`batch`] takes a batch of changes
 //! through the steps above, [`encode`] writes JSON.
 //!
@@ -23,6 +24,7 @@
 //! [`Shards::is_congested`].
 
 mod batch;
+mod catalogue;
 mod encode;
 mod registry;
 mod table;

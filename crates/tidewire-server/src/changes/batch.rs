@@ -246,8 +246,7 @@ impl Batcher {
         };
         for channel in affected {
             let Some(job) = registry.begin_check(channel) else { continue };
-            let checked =
-                registry::check(database.authenticator.clone(), Arc::clone(&database.publication), job).await;
+            let checked = registry::check(database.catalogue.clone(), job, true).await;
             match checked.outcome {
                 Ok(bindings) => registry.go_live(channel, &bindings),
                 Err(error) => {

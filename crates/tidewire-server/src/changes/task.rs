@@ -1,6 +1,5 @@
 //! The loop of the change task: commands from the shards, finished checks, and the stream.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tidewire_authz::{Authenticator, AuthenticatorConfig};
@@ -13,6 +12,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::batch::Batcher;
+use super::catalogue::Catalogue;
 use super::registry::{self, Checked, Registry, printed};
 use super::{ChangeReceiver, ChangeStatus, parse_url};
 use crate::config::{DatabaseConfig, ServerConfig};
@@ -36,7 +36,7 @@ const QUIET_ATTEMPTS: u32 = 5;
 #[derive(Debug)]
 pub(super) struct Database {
     pub(super) authenticator: Authenticator,
-    pub(super) publication: Arc<str>,
+    pub(super) catalogue: Catalogue,
     stream: StreamConfig,
 }
 
@@ -57,7 +57,8 @@ impl Database {
             database.slot.clone(),
             vec![database.publication.clone()],
         );
-        Ok(Self { authenticator, publication: database.publication.as_str().into(), stream })
+        let catalogue = Catalogue::new(authenticator.clone(), &database.publication);
+        Ok(Self { authenticator, catalogue, stream })
     }
 }
 
@@ -306,9 +307,7 @@ impl ChangeTask {
     fn begin_check(&mut self, channel: ChannelId) {
         let Some(database) = &self.database else { return };
         if let Some(job) = self.registry.begin_check(channel) {
-            let (authenticator, publication) =
-                (database.authenticator.clone(), Arc::clone(&database.publication));
-            self.checks.spawn(registry::check(authenticator, publication, job));
+            self.checks.spawn(registry::check(database.catalogue.clone(), job, false));
         }
     }
 

@@ -37,6 +37,8 @@ pub(super) struct Connection {
     pub(super) is_blocked: bool,
     /// In the list of sockets to be read.
     pub(super) is_ready: bool,
+    /// The peer has finished writing: read until the end, however short the reads.
+    pub(super) is_read_closed: bool,
     /// The hub has ended it: write what is left, then shut down.
     pub(super) is_closing: bool,
     pub(super) is_shut_down: bool,

@@ -127,7 +127,8 @@ impl EventLoop {
                 self.flush(now, id);
             }
             let Some(Some(connection)) = self.connections.get_mut(index) else { continue };
-            if (event.is_readable() || event.is_read_closed() || event.is_error()) && !connection.is_ready {
+            connection.is_read_closed |= event.is_read_closed() || event.is_error();
+            if (event.is_readable() || connection.is_read_closed) && !connection.is_ready {
                 connection.is_ready = true;
                 self.ready.push_back(connection.id);
             }
@@ -203,6 +204,7 @@ impl EventLoop {
             is_blocked: false,
             // Read at once: bytes may have arrived before the socket was registered.
             is_ready: true,
+            is_read_closed: false,
             is_closing: false,
             is_shut_down: false,
             _permit: handoff.permit,
@@ -238,9 +240,13 @@ impl EventLoop {
                 }
                 if let Some(connection) = self.connection(id) {
                     connection.partial = partial;
-                    // Edge-triggered: a full buffer may mean that there is more.
-                    connection.is_ready = true;
-                    self.ready.push_back(id);
+                    // Edge-triggered: a full buffer means that there may be more. A short read has taken
+                    // all there was, and whatever comes later is a new event, unless the peer's end had
+                    // been announced already.
+                    if count == scratch.len() || connection.is_read_closed {
+                        connection.is_ready = true;
+                        self.ready.push_back(id);
+                    }
                 }
                 false
             }
