@@ -15,7 +15,7 @@ pub(crate) mod keys;
 mod objects;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -29,7 +29,7 @@ use crate::args::DevArgs;
 use crate::output::{self, Failure, Mode, Steps};
 use crate::serve::stop_on_signals;
 use crate::settings;
-use database::Database;
+use database::{Database, Facts};
 use instance::Instance;
 use keys::{Keys, TENANT};
 
@@ -55,10 +55,10 @@ struct Ready<'a> {
 /// Runs until a signal says stop.
 pub(crate) async fn run(args: DevArgs, mode: Mode) -> Result<(), Failure> {
     let stop = stop_on_signals()?;
-    let mut steps = Steps::new(mode);
+    let steps = Steps::new(mode);
     let dir =
         std::path::absolute(&args.data_dir).map_err(|error| Failure::system("find the folder", &error))?;
-    let mut instance = Instance::take(&dir)?;
+    let instance = Instance::take(&dir)?;
     let keys = Keys::load_or_create(&dir)?;
     let config = config(&args, &keys)?;
     check_port(args.port)?;
@@ -66,79 +66,100 @@ pub(crate) async fn run(args: DevArgs, mode: Mode) -> Result<(), Failure> {
         steps.begin("first start: making a database in the data folder …");
     }
     let database = Database::start(ClusterOptions::new(&dir));
-    let result = session(&args, mode, &dir, &keys, config, &database, &mut instance, &mut steps, &stop).await;
+    let mut start = Start { has_demo: args.demo, mode, dir, keys, instance, steps, stop: stop.clone() };
+    let result = start.serve(config, &database).await;
     // Also after a failure: nothing that was begun may stay behind.
     stop.cancel();
     database.stop().await;
     result
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the parts of one start; a struct for one call would hide the order"
-)]
-async fn session(
-    args: &DevArgs,
+/// What a start knows and holds.
+struct Start {
+    has_demo: bool,
     mode: Mode,
-    dir: &Path,
-    keys: &Keys,
-    mut config: ServerConfig,
-    database: &Database,
-    instance: &mut Instance,
-    steps: &mut Steps,
-    stop: &CancellationToken,
-) -> Result<(), Failure> {
-    let Some(facts) = stop.run_until_cancelled(database.ready()).await else { return Ok(()) };
-    let facts = facts?;
-    steps.done(&format!("PostgreSQL {} on port {}", facts.version, facts.port));
-    let applied = objects::apply(&facts.superuser_url, keys, args.demo);
-    let Some(applied) = stop.run_until_cancelled(applied).await else { return Ok(()) };
-    steps.done(if applied? {
-        "roles, schema auth, publication: made"
-    } else {
-        "roles, schema auth, publication: there"
-    });
+    dir: PathBuf,
+    keys: Keys,
+    instance: Instance,
+    steps: Steps,
+    stop: CancellationToken,
+}
 
-    if let Some(database) = &mut config.database {
-        let url = |user, password| Secret::new(facts.url(user, password));
-        database.replication_url = url("tidewire_replication", &keys.replication_password);
-        database.authenticator_url = url("authenticator", &keys.authenticator_password);
-    }
-    let tenant = config.tenant.id.clone();
-    let server = Server::start(config, stop.clone()).await?;
-    let url = format!("http://{}", server.local_addr());
-    instance.announce(&url);
-    let settled = stop.run_until_cancelled(timeout(SETTLE_LIMIT, server.database_settled())).await;
-    match &settled {
-        Some(Ok(ChangeStatus::Down { code, message })) => {
-            tracing::warn!(code, error = message, "the change stream is not there yet; it is tried again");
-            steps.done("server (without a change stream)");
+impl Start {
+    /// From a database that is starting to a server that has ended.
+    async fn serve(&mut self, config: ServerConfig, database: &Database) -> Result<(), Failure> {
+        let facts = self.unless_stopped(database.ready()).await??;
+        self.steps.done(&format!("PostgreSQL {} on port {}", facts.version, facts.port));
+        let applied = objects::apply(&facts.superuser_url, &self.keys, self.has_demo);
+        let verb = if self.unless_stopped(applied).await?? { "made" } else { "there" };
+        self.steps.done(&format!("roles, schema auth, publication: {verb}"));
+
+        let tenant = config.tenant.id.clone();
+        let server = Server::start(self.with_logins(config, &facts), self.stop.clone()).await?;
+        let ready = self.announce(&server, &facts, tenant).await;
+        if ready.is_ok() {
+            self.stop.cancelled().await;
         }
-        Some(Ok(_)) => steps.done("server, change stream"),
-        Some(Err(_)) => steps.done("server (the change stream takes its time)"),
-        None => {}
+        self.stop.cancel();
+        if timeout(SERVER_GRACE + Duration::from_millis(500), server.finished()).await.is_err() {
+            tracing::warn!("the server did not end in time and is cut off");
+        }
+        ready
     }
-    if settled.is_some() {
+
+    /// Waits until the change stream has settled, then tells everybody that we are ready.
+    async fn announce(&mut self, server: &Server, facts: &Facts, tenant: String) -> Result<(), Failure> {
+        let address = server.local_addr();
+        let url = format!("http://{address}");
+        self.instance.announce(&url);
+        match self.unless_stopped(timeout(SETTLE_LIMIT, server.database_settled())).await? {
+            Ok(ChangeStatus::Down { code, message }) => {
+                tracing::warn!(
+                    code,
+                    error = message,
+                    "the change stream is not there yet; it is tried again"
+                );
+                self.steps.done("server (without a change stream)");
+            }
+            Ok(_) => self.steps.done("server, change stream"),
+            Err(_) => self.steps.done("server (the change stream takes its time)"),
+        }
         let ready = Ready {
-            ws_url: format!("ws://{}/realtime/v1", server.local_addr()),
             url,
-            anon_key: &keys.anon_key,
-            service_key: &keys.service_key,
-            jwt_secret: &keys.jwt_secret,
+            ws_url: format!("ws://{address}/realtime/v1"),
+            anon_key: &self.keys.anon_key,
+            service_key: &self.keys.service_key,
+            jwt_secret: &self.keys.jwt_secret,
             db_url: facts.superuser_url.clone(),
             tenant,
             pid: std::process::id(),
         };
-        match mode {
+        match self.mode {
             Mode::Json => output::print_json(&ready),
-            _ => output::print(&banner::text(&ready, args.demo, dir, steps.total())),
+            _ => output::print(&banner::text(&ready, self.has_demo, &self.dir, self.steps.total())),
         }
+        Ok(())
     }
-    stop.cancelled().await;
-    if timeout(SERVER_GRACE + Duration::from_millis(500), server.finished()).await.is_err() {
-        tracing::warn!("the server did not end in time and is cut off");
+
+    fn with_logins(&self, mut config: ServerConfig, facts: &Facts) -> ServerConfig {
+        if let Some(database) = &mut config.database {
+            let url = |user, password| Secret::new(facts.url(user, password));
+            database.replication_url = url("tidewire_replication", &self.keys.replication_password);
+            database.authenticator_url = url("authenticator", &self.keys.authenticator_password);
+        }
+        config
     }
-    Ok(())
+
+    /// A signal during the start is a failure: whoever waits for the line must not wait on.
+    async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        self.stop.run_until_cancelled(work).await.ok_or_else(|| {
+            Failure::new(
+                "Interrupted",
+                "stopped before it was ready",
+                "start it again; nothing was left behind",
+            )
+        })
+    }
 }
 
 /// The server's settings: those of `dev`, then the environment's, then the flags'.

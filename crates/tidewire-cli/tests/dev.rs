@@ -407,6 +407,27 @@ fn a_postgres_that_ends_by_itself_is_started_again() {
 }
 
 #[test]
+fn a_signal_during_the_start_is_told_and_leaves_nothing_running() {
+    let folder = Folder::new("interrupted");
+    let child = command(&folder.data(), &["--port", "0"]).spawn().unwrap();
+    let is_begun = || {
+        let entries = fs::read_dir(folder.data()).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().starts_with("pg.tmp-"))
+    };
+    wait_until("initdb has begun", is_begun);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let line: Value = serde_json::from_slice(&output.stdout).expect("one line of JSON");
+    assert_eq!(line["error"]["code"], "Interrupted");
+    assert!(!output.status.success());
+    let data = folder.data().to_string_lossy().into_owned();
+    assert_eq!(
+        find(Path::new("/proc"), |cmdline| cmdline.contains("postgres") && cmdline.contains(&data)),
+        None
+    );
+}
+
+#[test]
 fn a_token_is_made_with_the_folders_secret() {
     let folder = Folder::new("token");
     let dev = Dev::start(&folder.data(), &["--port", "0"]);
