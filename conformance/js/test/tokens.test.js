@@ -12,7 +12,7 @@ const server = withServer();
 const inSeconds = (seconds) => Math.floor(Date.now() / 1000) + seconds;
 
 for (const variant of variants) {
-  describe(variant.name, () => {
+  describe(variant.name, { concurrency: true }, () => {
     test("an expired token is a CHANNEL_ERROR that says so", async (t) => {
       const client = closing(t)(openClient(variant, server.info));
       await client.client.realtime.setAuth(server.token({ role: "authenticated", exp: inSeconds(-30) }));
@@ -62,7 +62,7 @@ for (const variant of variants) {
   });
 }
 
-describe("raw frames", () => {
+describe("raw frames", { concurrency: true }, () => {
   const join = async (t, payload, topic = "realtime:tokens") => {
     const raw = closing(t)(await RawSocket.open(server.info));
     raw.send(["1", "1", topic, "phx_join", payload]);
