@@ -321,9 +321,12 @@ struct Member {
 enum Timer {
     Idle(SocketId),
     NoChannel(SocketId),
-    JoinRefusal { socket: SocketId, frame: Bytes },
-    TokenCheck { channel: ChannelId, serial: u32 },
+    JoinRefusal { socket: SocketId, frames: Bytes },
+    TokenCheck(ChannelId),
 }
+
+/// Names in a report come from clients, who may make them megabytes long; a log line is read by people.
+const MAX_REPORTED_BYTES: usize = 1024;
 
 /// See the module documentation.
 pub struct Hub {
@@ -385,9 +388,10 @@ impl Hub {
     pub fn open(&mut self, now: Now, info: SocketInfo) -> SocketId {
         let generation = self.next_generation;
         self.next_generation = self.next_generation.wrapping_add(1);
-        let index = self.sockets.insert(Socket::new(generation, info, now)) as u32;
-        let id = SocketId { index, generation };
-        self.timers.set(now.mono_ms + self.config.idle_timeout_ms, Timer::Idle(id));
+        let entry = self.sockets.vacant_entry();
+        let id = SocketId { index: entry.key() as u32, generation };
+        let idle_timer = self.timers.set(now.mono_ms + self.config.idle_timeout_ms, Timer::Idle(id));
+        entry.insert(Socket::new(generation, info, now, idle_timer));
         id
     }
 
@@ -405,9 +409,7 @@ impl Hub {
             Input::Drain(Drain::Refuse) => self.is_draining = true,
             Input::Drain(Drain::Close) => self.close_all(),
         }
-        while let Some(socket) = self.doomed.pop() {
-            self.end_channels(socket);
-        }
+        self.end_doomed();
     }
 
     /// The next thing to do outside, until `None`.
@@ -422,13 +424,20 @@ impl Hub {
 
     /// Ends a turn: what may be said once for many inputs (presence diffs) is said now.
     pub fn finish_turn(&mut self) {
-        self.flush_presence();
+        // A diff can fill an outbox, and ending that slow reader's channels is one more change of presence.
+        // Each round but the last closes a socket, so this ends.
+        loop {
+            self.flush_presence();
+            self.end_doomed();
+            if self.dirty_presence.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn end_doomed(&mut self) {
         while let Some(socket) = self.doomed.pop() {
             self.end_channels(socket);
-        }
-        // Ending a slow reader's channels can change presence once more; its diff goes out now, too.
-        if !self.dirty_presence.is_empty() {
-            self.flush_presence();
         }
     }
 
@@ -464,6 +473,16 @@ impl Hub {
         self.channels.len()
     }
 
+    /// Topics known now: those with members here, and those whose presence is kept here.
+    pub fn topic_count(&self) -> usize {
+        self.topics.len()
+    }
+
+    /// Deadlines waiting now. Bounded by sockets, channels and waiting refusals, whatever clients do.
+    pub fn timer_count(&self) -> usize {
+        self.timers.len()
+    }
+
     fn socket_mut(&mut self, id: SocketId) -> Option<&mut Socket> {
         self.sockets.get_mut(id.index as usize).filter(|socket| socket.generation == id.generation)
     }
@@ -488,7 +507,13 @@ impl Hub {
         detail: impl Into<String>,
     ) {
         let socket = self.socket_id(socket);
-        self.outputs.push_back(Output::Report(Report { code, socket, topic, detail: detail.into() }));
+        let mut detail = detail.into();
+        detail.truncate(detail.floor_char_boundary(MAX_REPORTED_BYTES));
+        let topic = topic.map(|name| match name.len() {
+            0..=MAX_REPORTED_BYTES => name,
+            _ => name[..name.floor_char_boundary(MAX_REPORTED_BYTES)].into(),
+        });
+        self.outputs.push_back(Output::Report(Report { code, socket, topic, detail }));
     }
 
     fn on_peer(&mut self, message: PeerMessage) {
@@ -518,13 +543,8 @@ impl Hub {
             match timer {
                 Timer::Idle(id) => self.on_idle_timer(now, id),
                 Timer::NoChannel(id) => self.on_no_channel_timer(now, id),
-                Timer::JoinRefusal { socket, frame } => {
-                    if let Some(owner) = self.socket_mut(socket) {
-                        owner.delayed_refusals = owner.delayed_refusals.saturating_sub(1);
-                        self.push(socket.index, frame);
-                    }
-                }
-                Timer::TokenCheck { channel, serial } => self.on_token_timer(now, channel, serial),
+                Timer::JoinRefusal { socket, frames } => self.on_refusal_timer(socket, frames),
+                Timer::TokenCheck(channel) => self.on_token_timer(now, channel),
             }
         }
     }

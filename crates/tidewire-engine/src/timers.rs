@@ -1,43 +1,53 @@
-//! Deadlines of a hub: one heap for everything. An entry is never removed early; whoever handles it
-//! looks whether it still means something.
+//! Deadlines of a hub: one ordered map for everything.
+//!
+//! A deadline that means nothing any more is cancelled, not left to run out: a client that joins and leaves
+//! in a loop would otherwise leave ten minutes' worth of dead entries behind.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeMap;
+
+/// A deadline that was set. Equal deadlines come in the order of setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct TimerKey {
+    at_mono_ms: u64,
+    serial: u64,
+}
 
 #[derive(Debug)]
 pub(crate) struct Timers<T> {
-    heap: BinaryHeap<Reverse<(u64, u64)>>,
-    entries: slab::Slab<T>,
-    serial: u64,
+    entries: BTreeMap<TimerKey, T>,
+    next_serial: u64,
 }
 
 impl<T> Default for Timers<T> {
     fn default() -> Self {
-        Self { heap: BinaryHeap::new(), entries: slab::Slab::new(), serial: 0 }
+        Self { entries: BTreeMap::new(), next_serial: 0 }
     }
 }
 
-/// The low bits of the second heap key hold the slab index; the high bits keep equal deadlines in order.
-const INDEX_BITS: u32 = 32;
-
 impl<T> Timers<T> {
-    pub(crate) fn set(&mut self, at_mono_ms: u64, entry: T) {
-        let index = self.entries.insert(entry) as u64;
-        self.serial = self.serial.wrapping_add(1) & 0xFFFF_FFFF;
-        self.heap.push(Reverse((at_mono_ms, (self.serial << INDEX_BITS) | index)));
+    pub(crate) fn set(&mut self, at_mono_ms: u64, entry: T) -> TimerKey {
+        let key = TimerKey { at_mono_ms, serial: self.next_serial };
+        self.next_serial += 1;
+        self.entries.insert(key, entry);
+        key
+    }
+
+    /// Forgets a deadline; nothing happens if it has come already.
+    pub(crate) fn cancel(&mut self, key: TimerKey) {
+        self.entries.remove(&key);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
     }
 
     pub(crate) fn next_deadline(&self) -> Option<u64> {
-        self.heap.peek().map(|Reverse((at, _))| *at)
+        self.entries.first_key_value().map(|(key, _)| key.at_mono_ms)
     }
 
     pub(crate) fn pop_due(&mut self, now_mono_ms: u64) -> Option<T> {
-        let Reverse((at, key)) = *self.heap.peek()?;
-        if at > now_mono_ms {
-            return None;
-        }
-        self.heap.pop();
-        Some(self.entries.remove((key & 0xFFFF_FFFF) as usize))
+        let first = self.entries.first_entry()?;
+        (first.key().at_mono_ms <= now_mono_ms).then(|| first.remove())
     }
 }
 
@@ -57,5 +67,16 @@ mod tests {
         assert_eq!(timers.pop_due(20), Some("b"));
         assert_eq!(timers.pop_due(20), Some("c"));
         assert_eq!(timers.pop_due(20), None);
+    }
+
+    #[test]
+    fn a_cancelled_entry_never_comes_and_takes_no_room() {
+        let mut timers = Timers::default();
+        let first = timers.set(10, "a");
+        timers.set(10, "b");
+        timers.cancel(first);
+        assert_eq!((timers.len(), timers.pop_due(10)), (1, Some("b")));
+        timers.cancel(first);
+        assert_eq!((timers.len(), timers.next_deadline()), (0, None));
     }
 }

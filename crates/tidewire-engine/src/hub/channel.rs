@@ -9,6 +9,7 @@ use tidewire_protocol::{join, topic};
 use super::{ChangeCommand, ChannelId, Credential, Hub, Output, PeerMessage, Timer};
 use crate::message::channel_frame;
 use crate::now::Now;
+use crate::timers::TimerKey;
 
 /// A joined topic on one socket.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub(super) struct Channel {
     pub(super) presence_key: Box<str>,
     pub(super) presence_window_start_ms: u64,
     pub(super) presence_calls: u32,
-    pub(super) token_serial: u32,
+    pub(super) token_timer: TimerKey,
     pub(super) wants_ack: bool,
     pub(super) receives_own: bool,
     pub(super) awaits_state: bool,
@@ -81,6 +82,7 @@ impl Hub {
     pub(super) fn remove_channel(&mut self, slot: u32) {
         let channel = self.channels.remove(slot as usize);
         self.channel_slots.remove(&channel.id);
+        self.timers.cancel(channel.token_timer);
         let topic = &mut self.topics[channel.topic as usize];
         let name = Arc::clone(&topic.name);
         topic.members.swap_remove(channel.member as usize);
@@ -97,13 +99,16 @@ impl Hub {
     }
 
     /// Notes that a socket may have lost its last channel.
-    fn note_channel_ended(&mut self, now: Now, socket: u32) {
+    pub(super) fn note_channel_ended(&mut self, now: Now, socket: u32) {
         let id = self.socket_id(socket);
         let timeout = self.config.no_channel_timeout_ms;
         let owner = &mut self.sockets[socket as usize];
-        if owner.channels.is_empty() && owner.has_joined {
+        if owner.channels.is_empty() {
             owner.last_channel_mono_ms = now.mono_ms;
-            self.timers.set(now.mono_ms + timeout, Timer::NoChannel(id));
+            if owner.no_channel_timer.is_none() {
+                let timer = self.timers.set(now.mono_ms + timeout, Timer::NoChannel(id));
+                owner.no_channel_timer = Some(timer);
+            }
         }
     }
 

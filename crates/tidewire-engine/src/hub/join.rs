@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tidewire_protocol::codes::OperationalCode;
 use tidewire_protocol::frame::{Frame, NULL, Payload, Status};
 use tidewire_protocol::join::{self, Binding, JoinPayload};
 use tidewire_protocol::{json, topic};
 
 use super::channel::Channel;
-use super::{ChangeCommand, ChannelId, Credential, Hub, Member, Output, PeerMessage, Timer};
+use super::{ChangeCommand, ChannelId, Credential, Hub, Member, Output, PeerMessage, SocketId, Timer};
 use crate::message::channel_frame;
 use crate::now::Now;
 
@@ -113,7 +114,15 @@ impl Hub {
     }
 
     /// The error reply comes after a wait (§2.5), which is the brake on clients that retry in a loop.
+    ///
+    /// The channel that the join was to replace has ended nevertheless (§2.8), and its `phx_close` follows the
+    /// reply as it would follow a good one.
     fn refuse(&mut self, now: Now, socket: u32, frame: &Frame<'_>, refusal: Refusal) {
+        let old_close = self.find_channel(socket, &frame.topic).map(|old| {
+            let close = self.replace(socket, old);
+            self.note_channel_ended(now, socket);
+            close
+        });
         let mut response = Vec::with_capacity(refusal.reason.len() + 16);
         response.extend_from_slice(b"{\"reason\":");
         json::write_string(&mut response, &refusal.reason);
@@ -128,18 +137,31 @@ impl Hub {
             &response,
         );
         self.report(refusal.code, socket, Some((*frame.topic).into()), refusal.reason);
+        let frames = match old_close {
+            Some(close) => [reply, close].concat().into(),
+            None => reply,
+        };
         let id = self.socket_id(socket);
-        let bound = self.config.max_channels;
         let owner = &mut self.sockets[socket as usize];
-        if usize::from(owner.delayed_refusals) >= bound {
+        // Bounded like channels in number, and like the outbox in bytes: topic and refs are the client's.
+        let (count, bytes) = (owner.refusal_timers.len(), owner.refusal_bytes + frames.len());
+        if count >= self.config.max_channels || (count > 0 && bytes > self.config.max_outbox_bytes) {
             self.close_for_join_flood(socket);
             return;
         }
-        owner.delayed_refusals += 1;
-        self.timers.set(
-            now.mono_ms + self.config.join_error_backoff_ms,
-            Timer::JoinRefusal { socket: id, frame: reply },
-        );
+        owner.refusal_bytes = bytes;
+        let timer = self
+            .timers
+            .set(now.mono_ms + self.config.join_error_backoff_ms, Timer::JoinRefusal { socket: id, frames });
+        owner.refusal_timers.push(timer);
+    }
+
+    pub(super) fn on_refusal_timer(&mut self, socket: SocketId, frames: Bytes) {
+        let Some(owner) = self.socket_mut(socket) else { return };
+        // The wait is the same for all, so this one is the oldest.
+        owner.refusal_timers.remove(0);
+        owner.refusal_bytes -= frames.len();
+        self.push(socket.index, frames);
     }
 
     fn join(
@@ -178,7 +200,7 @@ impl Hub {
             presence_key: request.presence_key.unwrap_or_else(|| self.random.uuid()).into(),
             presence_window_start_ms: now.mono_ms,
             presence_calls: 0,
-            token_serial: 0,
+            token_timer: self.set_token_timer(now, id, &credential),
             wants_ack: request.ack,
             receives_own: request.receives_own,
             awaits_state: wants_state,
@@ -190,8 +212,6 @@ impl Hub {
         self.topics[topic_slot as usize].members.push(Member { socket, channel: slot });
         let owner = &mut self.sockets[socket as usize];
         owner.channels.push(slot);
-        owner.has_joined = true;
-        self.schedule_token_check(now, slot);
 
         self.push_reply(socket, &frame.join_ref, &frame.reference, &frame.topic, Status::Ok, &response);
         if let Some(close) = old_close {
@@ -213,7 +233,7 @@ impl Hub {
     }
 
     /// Removes the old channel of a rejoined topic and returns its `phx_close`, to be sent later.
-    fn replace(&mut self, socket: u32, old: u32) -> bytes::Bytes {
+    fn replace(&mut self, socket: u32, old: u32) -> Bytes {
         let channel = &self.channels[old as usize];
         let close_ref = channel.sent_join_ref.clone();
         let name = Arc::clone(&self.topics[channel.topic as usize].name);

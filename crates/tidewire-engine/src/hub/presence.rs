@@ -3,40 +3,30 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use tidewire_presence::{Presence, Tracked};
 use tidewire_protocol::codes::OperationalCode;
 use tidewire_protocol::frame::{NULL, Status};
+use tidewire_protocol::json;
 
 use super::{ChannelId, Hub, Output, PeerMessage};
 use crate::message::{Body, Message, channel_frame};
 use crate::now::Now;
 
-/// The push of §4.2. `event` may be anything, even absent.
-#[derive(Deserialize)]
-struct PresencePush<'a> {
-    #[serde(borrow, default)]
-    event: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    payload: Option<&'a RawValue>,
-}
-
+/// What a push asks for (§4.2).
 enum Call {
     Track,
     Untrack,
     Unknown,
 }
 
-impl PresencePush<'_> {
-    fn call(&self) -> Option<Call> {
-        let event = self.event?;
-        let Ok(name) = serde_json::from_str::<String>(event.get()) else { return Some(Call::Unknown) };
-        Some(match name.to_ascii_lowercase().as_str() {
-            "track" => Call::Track,
-            "untrack" => Call::Untrack,
-            _ => Call::Unknown,
-        })
+impl Call {
+    fn of(event: &RawValue) -> Self {
+        match json::string(event.get()) {
+            Some(name) if name.eq_ignore_ascii_case("track") => Self::Track,
+            Some(name) if name.eq_ignore_ascii_case("untrack") => Self::Untrack,
+            _ => Self::Unknown,
+        }
     }
 }
 
@@ -44,9 +34,9 @@ const NOT_A_MAP: &str = r#"{"reason":"Presence track payload must be a map"}"#;
 
 impl Hub {
     pub(super) fn on_presence(&mut self, now: Now, slot: u32, reference: &str, payload: &str) {
-        let push: PresencePush<'_> =
-            serde_json::from_str(payload).unwrap_or(PresencePush { event: None, payload: None });
-        let Some(call) = push.call() else {
+        // Not derived: a `payload` that is null is not the same as none.
+        let [event, tracked] = json::fields(payload, ["event", "payload"]).unwrap_or_default();
+        let Some(call) = event.map(Call::of) else {
             self.reply_presence(slot, reference, Status::Ok, "{}");
             return;
         };
@@ -57,7 +47,7 @@ impl Hub {
         }
         match call {
             Call::Track => {
-                let tracked = push.payload.map_or("{}", RawValue::get);
+                let tracked = tracked.map_or("{}", RawValue::get);
                 if !tracked.starts_with('{') {
                     self.report_presence(
                         slot,

@@ -13,6 +13,7 @@ use super::{Credential, Hub, Output, SocketId, SocketInfo, Timer};
 use crate::message::seal;
 use crate::now::Now;
 use crate::outbox::Outbox;
+use crate::timers::TimerKey;
 
 /// A connection. Kept small: there may be hundreds of thousands, most of them idle.
 #[derive(Debug)]
@@ -22,9 +23,12 @@ pub(super) struct Socket {
     pub(super) is_dirty: bool,
     /// Ended by us: nothing more is queued and nothing more is read.
     pub(super) is_closing: bool,
-    pub(super) has_joined: bool,
-    /// Error replies of failed joins that still wait.
-    pub(super) delayed_refusals: u16,
+    /// Error replies of failed joins that still wait, oldest first, and their bytes together.
+    pub(super) refusal_timers: Vec<TimerKey>,
+    pub(super) refusal_bytes: usize,
+    pub(super) idle_timer: TimerKey,
+    /// Set when the last channel ends; it looks for itself whether a channel has come since.
+    pub(super) no_channel_timer: Option<TimerKey>,
     pub(super) last_inbound_mono_ms: u64,
     pub(super) last_channel_mono_ms: u64,
     pub(super) credential: Arc<Credential>,
@@ -34,14 +38,16 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn new(generation: u32, info: SocketInfo, now: Now) -> Self {
+    pub(super) fn new(generation: u32, info: SocketInfo, now: Now, idle_timer: TimerKey) -> Self {
         Self {
             generation,
             version: info.version,
             is_dirty: false,
             is_closing: false,
-            has_joined: false,
-            delayed_refusals: 0,
+            refusal_timers: Vec::new(),
+            refusal_bytes: 0,
+            idle_timer,
+            no_channel_timer: None,
             last_inbound_mono_ms: now.mono_ms,
             last_channel_mono_ms: now.mono_ms,
             credential: info.credential,
@@ -194,16 +200,22 @@ impl Hub {
     /// Begins the end of a socket: a close frame behind what waits (or instead of it), then the driver
     /// disconnects. Its channels end when the current input is done.
     pub(super) fn close(&mut self, index: u32, code: u16, reason: &str, discard: bool) {
-        let id = self.socket_id(index);
         let socket = &mut self.sockets[index as usize];
         if socket.is_closing {
             return;
         }
-        socket.is_closing = true;
         let frame = websocket::close_frame(code, reason);
         if discard || socket.outbox.push(frame.clone(), usize::MAX).is_err() {
             socket.outbox.truncate_with(frame);
         }
+        self.disconnect(index);
+    }
+
+    /// The end itself: the driver writes what is left in the outbox, then disconnects.
+    fn disconnect(&mut self, index: u32) {
+        let id = self.socket_id(index);
+        let socket = &mut self.sockets[index as usize];
+        socket.is_closing = true;
         if !socket.is_dirty {
             socket.is_dirty = true;
             self.dirty.push(id);
@@ -223,9 +235,7 @@ impl Hub {
     pub fn close_socket(&mut self, id: SocketId, code: u16, reason: &str) {
         if self.socket_mut(id).is_some() {
             self.close(id.index, code, reason, false);
-            while let Some(socket) = self.doomed.pop() {
-                self.end_channels(socket);
-            }
+            self.end_doomed();
         }
     }
 
@@ -239,7 +249,11 @@ impl Hub {
             return;
         }
         self.end_channels(id);
-        self.sockets.remove(id.index as usize);
+        let socket = self.sockets.remove(id.index as usize);
+        self.timers.cancel(socket.idle_timer);
+        for timer in socket.refusal_timers.into_iter().chain(socket.no_channel_timer) {
+            self.timers.cancel(timer);
+        }
     }
 
     pub(super) fn end_channels(&mut self, id: SocketId) {
@@ -260,21 +274,26 @@ impl Hub {
             self.close(id.index, CLOSE_NORMAL, "idle timeout", false);
             self.report(OperationalCode::IdleTimeout, id.index, None, format!("no frame for {timeout} ms"));
         } else {
-            self.timers.set(due, Timer::Idle(id));
+            let timer = self.timers.set(due, Timer::Idle(id));
+            self.sockets[id.index as usize].idle_timer = timer;
         }
     }
 
     pub(super) fn on_no_channel_timer(&mut self, now: Now, id: SocketId) {
         let timeout = self.config.no_channel_timeout_ms;
         let Some(socket) = self.socket_mut(id) else { return };
+        socket.no_channel_timer = None;
         if socket.is_closing || !socket.channels.is_empty() {
             return;
         }
         let due = socket.last_channel_mono_ms + timeout;
         if due <= now.mono_ms {
-            self.close(id.index, CLOSE_NORMAL, "no channels", false);
+            // Without a close frame, as the reference does it (§1.11): a close with code 1000 would end
+            // realtime-py's listener for good.
+            self.disconnect(id.index);
         } else {
-            self.timers.set(due, Timer::NoChannel(id));
+            let timer = self.timers.set(due, Timer::NoChannel(id));
+            self.sockets[id.index as usize].no_channel_timer = Some(timer);
         }
     }
 }
