@@ -278,7 +278,7 @@ fn python() -> StepResult {
         return Err("pip install failed".into());
     }
     let mut pytest = Command::new(&python);
-    pytest.args(["-m", "pytest", "-q", "-p", "no:cacheprovider"]).current_dir(&folder);
+    pytest.args(["-m", "pytest", "-p", "no:cacheprovider"]).current_dir(&folder);
     tests(pytest.env("TIDEWIRE_BIN", server).env("PYTHONDONTWRITEBYTECODE", "1"), Runner::Pytest)
 }
 
