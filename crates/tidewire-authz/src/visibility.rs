@@ -155,6 +155,18 @@ impl Authenticator {
         Ok(fingerprint)
     }
 
+    /// The position of the log now: whatever commits from here on has a commit position that is not before it.
+    ///
+    /// # Errors
+    /// Postgres could not be asked.
+    pub async fn log_position(&self) -> Result<u64, AccessError> {
+        let mut lease = self.pool.lease().await?;
+        let position = catalogue::log_position(lease.session()).await;
+        let position = position.map_err(AccessError::Query)?;
+        lease.give_back();
+        Ok(position)
+    }
+
     /// Waits until all these transactions, which the stream has shown as committed, are visible to others.
     ///
     /// `xids` are ids of top-level transactions as the stream's `Begin` has them. Spec: DESIGN.md §3, "Not before it

@@ -346,6 +346,8 @@ pub struct Hub {
     /// Sockets to be ended at the end of this input; ending them at once would change the member list
     /// under a fan-out loop.
     doomed: Vec<SocketId>,
+    /// Channels left in this turn, and when.
+    leaving: Vec<(Now, ChannelId)>,
     next_channel_serial: u64,
     next_generation: u32,
     is_draining: bool,
@@ -378,6 +380,7 @@ impl Hub {
             dirty: Vec::new(),
             dirty_presence: Vec::new(),
             doomed: Vec::new(),
+            leaving: Vec::new(),
             next_channel_serial: 0,
             next_generation: 0,
             is_draining: false,
@@ -424,6 +427,7 @@ impl Hub {
 
     /// Ends a turn: what may be said once for many inputs (presence diffs) is said now.
     pub fn finish_turn(&mut self) {
+        self.finish_leaves();
         // A diff can fill an outbox, and ending that slow reader's channels is one more change of presence.
         // Each round but the last closes a socket, so this ends.
         loop {

@@ -118,8 +118,18 @@ pub struct Member {
     pub position: u16,
     /// Actions wanted.
     pub actions: ActionSet,
+    /// Position in the log from which changes are for this binding: what was committed before the join is
+    /// not (§5.11), even if it is read after it.
+    pub since: u64,
     /// Who the subscriber is, as the owner of the index numbers identities.
     pub identity: u32,
+}
+
+impl Member {
+    /// Whether the binding wants a change of this action, committed at this position.
+    pub fn wants(&self, action: Action, commit: u64) -> bool {
+        self.actions.contains(action) && self.since <= commit
+    }
 }
 
 /// Bindings that are alike but for the channel, the identity and the actions.
@@ -359,6 +369,7 @@ mod tests {
             binding: 1,
             position: 0,
             actions: ActionSet::ALL,
+            since: 0,
             identity: 0,
         };
         index.insert(&key, || tests_of(text), member);

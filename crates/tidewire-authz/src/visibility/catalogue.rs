@@ -285,3 +285,12 @@ pub(super) async fn roles_fingerprint(
     let hash: i64 = session.client.query_one(&statement, &[&roles]).await?.try_get(0)?;
     Ok(hash.cast_unsigned())
 }
+
+/// A number of bytes since the beginning of the log.
+const LOG_POSITION: &str = "select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8";
+
+pub(super) async fn log_position(session: &mut Session) -> Result<u64, tokio_postgres::Error> {
+    let statement = session.prepare(LOG_POSITION).await?;
+    let position: i64 = session.client.query_one(&statement, &[]).await?.try_get(0)?;
+    Ok(position.cast_unsigned())
+}

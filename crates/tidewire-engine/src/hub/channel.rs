@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tidewire_protocol::codes::OperationalCode;
 use tidewire_protocol::frame::{Frame, NULL, Status};
 use tidewire_protocol::{join, topic};
@@ -33,6 +34,8 @@ pub(super) struct Channel {
     pub(super) awaits_state: bool,
     pub(super) is_tracked: bool,
     pub(super) has_bindings: bool,
+    /// The reply to a leave that takes effect at the end of this turn.
+    pub(super) leaving: Option<Box<Bytes>>,
 }
 
 impl Channel {
@@ -49,24 +52,45 @@ impl Hub {
         if &*channel.sent_join_ref != NULL && *channel.sent_join_ref != *frame.join_ref {
             return;
         }
-        let socket = channel.socket;
-        let join_ref = channel.join_ref().to_owned();
-        self.push_reply(socket, &join_ref, &frame.reference, &frame.topic, Status::Ok, "{}");
-        self.end_channel(now, slot);
+        let (id, socket) = (channel.id, channel.socket);
+        let join_ref = channel.join_ref();
+        let reply = self.reply_frame(socket, join_ref, &frame.reference, &frame.topic, Status::Ok, "{}");
+        self.channels[slot as usize].leaving = Some(Box::new(reply));
+        self.leaving.push((now, id));
     }
 
-    /// Ends a channel: removed everywhere, then `phx_close`.
+    /// Ends the channels that were left in this turn. A join of the same topic right behind the leave has come by
+    /// now: its reply goes first, as if the channel were still there (§2.8).
+    pub(super) fn finish_leaves(&mut self) {
+        for (now, channel) in std::mem::take(&mut self.leaving) {
+            if let Some(&slot) = self.channel_slots.get(&channel) {
+                self.end_channel(now, slot);
+            }
+        }
+    }
+
+    /// Ends a channel: removed everywhere, then the reply to its leave, if it was left, and `phx_close`.
     pub(super) fn end_channel(&mut self, now: Now, slot: u32) {
-        let channel = &self.channels[slot as usize];
-        let socket = channel.socket;
+        let socket = self.channels[slot as usize].socket;
+        let farewell = self.take_channel(slot);
+        self.push(socket, farewell);
+        self.note_channel_ended(now, socket);
+    }
+
+    /// Removes a channel and returns what its socket is still to be told.
+    pub(super) fn take_channel(&mut self, slot: u32) -> Bytes {
+        let channel = &mut self.channels[slot as usize];
+        let (socket, reply) = (channel.socket, channel.leaving.take());
         let close_ref = channel.sent_join_ref.clone();
         let name = Arc::clone(&self.topics[channel.topic as usize].name);
         let owner = &mut self.sockets[socket as usize];
         owner.channels.retain(|&other| other != slot);
+        let close = channel_frame(owner.version, &close_ref, &close_ref, &name, "phx_close", "{}");
         self.remove_channel(slot);
-        let version = self.sockets[socket as usize].version;
-        self.push(socket, channel_frame(version, &close_ref, &close_ref, &name, "phx_close", "{}"));
-        self.note_channel_ended(now, socket);
+        match reply {
+            Some(reply) => [*reply, close].concat().into(),
+            None => close,
+        }
     }
 
     /// The server ends a channel: a `system` error, then `phx_close` (§1.9).

@@ -10,7 +10,6 @@ use tidewire_protocol::{json, topic};
 
 use super::channel::Channel;
 use super::{ChangeCommand, ChannelId, Credential, Hub, Member, Output, PeerMessage, SocketId, Timer};
-use crate::message::channel_frame;
 use crate::now::Now;
 
 /// A refused join: a code for the log, a sentence for the client.
@@ -119,7 +118,7 @@ impl Hub {
     /// reply as it would follow a good one.
     fn refuse(&mut self, now: Now, socket: u32, frame: &Frame<'_>, refusal: Refusal) {
         let old_close = self.find_channel(socket, &frame.topic).map(|old| {
-            let close = self.replace(socket, old);
+            let close = self.take_channel(old);
             self.note_channel_ended(now, socket);
             close
         });
@@ -173,7 +172,7 @@ impl Hub {
         credential: Arc<Credential>,
     ) {
         // The old incarnation ends first, but its `phx_close` follows the new reply (§2.8).
-        let old_close = self.find_channel(socket, &frame.topic).map(|old| self.replace(socket, old));
+        let old_close = self.find_channel(socket, &frame.topic).map(|old| self.take_channel(old));
 
         for problem in &request.problems {
             let topic = Some((*frame.topic).into());
@@ -206,6 +205,7 @@ impl Hub {
             awaits_state: wants_state,
             is_tracked: false,
             has_bindings: !bindings.is_empty(),
+            leaving: None,
         };
         let slot = self.channels.insert(channel) as u32;
         self.channel_slots.insert(id, slot);
@@ -230,17 +230,6 @@ impl Hub {
         if wants_state {
             self.send_home(&name, PeerMessage::StateRequest { topic: Arc::clone(&name), channel: id });
         }
-    }
-
-    /// Removes the old channel of a rejoined topic and returns its `phx_close`, to be sent later.
-    fn replace(&mut self, socket: u32, old: u32) -> Bytes {
-        let channel = &self.channels[old as usize];
-        let close_ref = channel.sent_join_ref.clone();
-        let name = Arc::clone(&self.topics[channel.topic as usize].name);
-        self.sockets[socket as usize].channels.retain(|&slot| slot != old);
-        self.remove_channel(old);
-        let version = self.sockets[socket as usize].version;
-        channel_frame(version, &close_ref, &close_ref, &name, "phx_close", "{}")
     }
 }
 

@@ -114,7 +114,12 @@ impl Hub {
             }
             return;
         }
-        match self.find_channel(socket, &frame.topic) {
+        let mut channel = self.find_channel(socket, &frame.topic);
+        if let Some(left) = channel.filter(|&slot| self.channels[slot as usize].leaving.is_some()) {
+            self.end_channel(now, left);
+            channel = None;
+        }
+        match channel {
             Some(channel) => self.on_channel_event(now, channel, frame),
             None if frame.event == "phx_leave" && topic::sub_topic(&frame.topic).is_some() => {
                 self.push_reply(socket, &frame.join_ref, &frame.reference, &frame.topic, Status::Ok, "{}");

@@ -6,6 +6,8 @@ use proptest::prelude::*;
 use tidewire_change::{Decision, Predicate, TypeTraits, filter};
 use tidewire_engine::{Action, ActionSet, ChannelId, GroupKey, Member, Subscriptions, TableId, Test, Value};
 
+use super::server::cases;
+
 const TABLES: [TableId; 2] = [TableId(1), TableId(2)];
 /// Column, type: int4, text, numeric (whose equality has no single text form), int4 that no row has.
 const COLUMNS: [(&str, u32); 4] = [("id", 23), ("name", 25), ("price", 1700), ("absent", 23)];
@@ -114,7 +116,7 @@ fn outcome(tests: &[Test], column: impl Fn(&str) -> Option<Option<String>>) -> O
 type Listeners = BTreeMap<(u64, u16), bool>;
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+    #![proptest_config(cases(1000))]
 
     #[test]
     fn the_index_finds_what_a_search_of_all_bindings_finds(steps in prop::collection::vec(step(), 1..60)) {
@@ -135,6 +137,7 @@ proptest! {
                         binding: 1,
                         position: next_position,
                         actions: ActionSet::only(Action::Insert),
+                        since: 0,
                         identity: 0,
                     };
                     next_position += 1;
@@ -209,7 +212,7 @@ fn a_filter_that_nothing_passes_still_belongs_to_its_table() {
     let mut index = Subscriptions::default();
     let key = GroupKey { table: TABLES[0], filter: "id=in.()".into(), role: "anon".into(), select: None };
     let member =
-        Member { channel: ChannelId(1), binding: 1, position: 0, actions: ActionSet::ALL, identity: 0 };
+        Member { channel: ChannelId(1), binding: 1, position: 0, actions: ActionSet::ALL, since: 0, identity: 0 };
     index.insert(&key, || tests_of(&key.filter), member);
     let mut found = Vec::new();
     index.matches(TABLES[0], |_| Value::Text("1"), &mut found);

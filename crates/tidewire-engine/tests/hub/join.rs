@@ -278,10 +278,9 @@ fn a_refused_rejoin_ends_the_old_channel_too() {
     );
 }
 
-/// The reference answers the join first, by a race that clients tolerate because refs are exact; here the
-/// order is that of the requests.
+/// Spec: PROTOCOL.md §2.8, last paragraph.
 #[test]
-fn a_leave_and_a_join_sent_together_are_answered_with_exact_refs() {
+fn a_leave_and_a_join_sent_together_are_answered_join_first() {
     let mut server = Server::new(1);
     let client = server.open(0, Version::V2);
     server.join(client, ROOM, "{}");
@@ -291,9 +290,27 @@ fn a_leave_and_a_join_sent_together_are_answered_with_exact_refs() {
     server.expect(
         client,
         &[
+            r#"["3","3","realtime:room","phx_reply",{"status":"ok","response":{"postgres_changes":[]}}]"#,
             r#"["1","2","realtime:room","phx_reply",{"status":"ok","response":{}}]"#,
             r#"["1","1","realtime:room","phx_close",{}]"#,
-            r#"["3","3","realtime:room","phx_reply",{"status":"ok","response":{"postgres_changes":[]}}]"#,
+        ],
+    );
+}
+
+#[test]
+fn a_push_right_behind_a_leave_finds_no_channel() {
+    let mut server = Server::new(1);
+    let client = server.open(0, Version::V2);
+    server.join(client, ROOM, "{}");
+    server.handle_text(client, br#"["1","2","realtime:room","phx_leave",{}]"#);
+    server.handle_text(client, br#"["1","3","realtime:room","broadcast",{"n":1}]"#);
+    server.settle();
+    server.expect(
+        client,
+        &[
+            r#"["1","2","realtime:room","phx_reply",{"status":"ok","response":{}}]"#,
+            r#"["1","1","realtime:room","phx_close",{}]"#,
+            r#"[null,"3","realtime:room","phx_reply",{"status":"error","response":{"reason":"unmatched topic"}}]"#,
         ],
     );
 }

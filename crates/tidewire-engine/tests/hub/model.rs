@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tidewire_engine::{ChangeCommand, ChannelId};
 use tidewire_protocol::frame::{Encoding, ServerFrame, Version, decode_server_binary};
 
-use super::server::{Client, Frame, START_UNIX_S, Server, parts};
+use super::server::{Client, Frame, START_UNIX_S, Server, cases, parts};
 use super::view::View;
 
 const TOPICS: [&str; 3] = ["realtime:a", "realtime:b", "realtime:c"];
@@ -545,7 +545,7 @@ fn user_broadcast(topic: &str, serial: usize, encoding: Encoding, payload: &[u8]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 4_000, ..ProptestConfig::default() })]
+    #![proptest_config(cases(1500))]
 
     #[test]
     fn any_history_ends_in_the_truth(

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use tidewire_protocol::frame::{Encoding, Version};
 
-use super::server::{Server, kind_3};
+use super::server::{Server, cases, kind_3};
 
 #[derive(Debug, Clone)]
 enum Noise {
@@ -73,7 +73,7 @@ fn noise() -> impl Strategy<Value = Noise> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(cases(400))]
 
     #[test]
     fn noise_disturbs_nobody(

@@ -9,6 +9,7 @@ use std::io::IoSlice;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use proptest::test_runner::Config as ProptestConfig;
 use serde_json::Value;
 use tidewire_engine::{
     ChangeCommand, Credential, Drain, Hub, HubConfig, Input, Now, Output, PeerMessage, Report, SocketId,
@@ -555,6 +556,13 @@ fn anonymous(frame: Frame) -> Frame {
         }
         other => other,
     }
+}
+
+/// So many cases, or as many as `PROPTEST_CASES` says for a longer night. A failure prints its history and
+/// leaves its seed in `tests/proptest-regressions`, which the next run tries first.
+pub(crate) fn cases(usual: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok());
+    ProptestConfig { cases: asked.unwrap_or(usual), max_shrink_iters: 20_000, ..ProptestConfig::default() }
 }
 
 /// Kind 3 with join ref "1" and ref "2".

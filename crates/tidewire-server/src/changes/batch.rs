@@ -59,6 +59,8 @@ pub(super) struct Batcher {
 struct Pending<'a> {
     table: Arc<PublishedTable>,
     action: Action,
+    /// Commit position of the transaction.
+    commit: u64,
     commit_unix_us: i64,
     xid: u32,
     record: Option<Row<'a>>,
@@ -218,7 +220,7 @@ impl Batcher {
             let Some(job) = registry.begin_check(channel) else { continue };
             let checked = registry::check(database.catalogue.clone(), job, true).await;
             match checked.outcome {
-                Ok(bindings) => registry.go_live(channel, &bindings),
+                Ok(live) => registry.go_live(channel, &live),
                 Err(error) => {
                     registry.index.remove(channel);
                     let message = PeerMessage::System { channel, ok: false, text: error.message };
@@ -268,6 +270,7 @@ impl Batcher {
         };
         let mut change = Pending {
             action,
+            commit: transaction.final_lsn.0,
             commit_unix_us: transaction.commit_unix_us,
             xid: transaction.xid,
             record,

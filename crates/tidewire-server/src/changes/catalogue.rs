@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -65,6 +66,15 @@ pub(super) struct Catalogue {
     publication: Arc<str>,
     tables: Arc<Answers<u32, Arc<Table>>>,
     published: Arc<Answers<Names, Arc<[u32]>>>,
+    position: Arc<SharedPosition>,
+}
+
+/// One look at the log for everybody who had asked when it began.
+#[derive(Debug, Default)]
+struct SharedPosition {
+    askers: AtomicU64,
+    /// The last asker that the last look covers, and what it saw.
+    seen: tokio::sync::Mutex<(u64, u64)>,
 }
 
 impl Catalogue {
@@ -74,6 +84,7 @@ impl Catalogue {
             publication: publication.into(),
             tables: Arc::default(),
             published: Arc::default(),
+            position: Arc::default(),
         }
     }
 
@@ -91,6 +102,19 @@ impl Catalogue {
             Ok(found.into())
         };
         self.published.get(question, is_fresh, ask).await
+    }
+
+    /// The position of the log, read after this call began.
+    pub(super) async fn position(&self) -> Result<u64, AccessError> {
+        let ticket = self.position.askers.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut seen = self.position.seen.lock().await;
+        if seen.0 >= ticket {
+            return Ok(seen.1);
+        }
+        let covers = self.position.askers.load(Ordering::Acquire);
+        let position = self.authenticator.log_position().await?;
+        *seen = (covers, position);
+        Ok(position)
     }
 
     /// A table.

@@ -30,6 +30,9 @@ pub(super) struct ChannelEntry {
     pub(super) credential: Arc<Credential>,
     identity: u32,
     version: u64,
+    /// Position from which changes are for this channel; kept through re-checks as long as the stream has no
+    /// gap.
+    since: Option<u64>,
     pub(super) is_live: bool,
     /// The channel has been told that changes do not flow.
     pub(super) was_told_error: bool,
@@ -59,12 +62,19 @@ pub(super) struct CheckJob {
 pub(super) struct Checked {
     pub(super) channel: ChannelId,
     version: u64,
-    pub(super) outcome: Result<Vec<CheckedBinding>, CheckError>,
+    pub(super) outcome: Result<Live, CheckError>,
+}
+
+/// Bindings that can go live, and the position from which on.
+#[derive(Debug)]
+pub(super) struct Live {
+    bindings: Vec<CheckedBinding>,
+    position: u64,
 }
 
 /// A binding that can go live.
 #[derive(Debug)]
-pub(super) struct CheckedBinding {
+struct CheckedBinding {
     id: u32,
     position: u16,
     actions: ActionSet,
@@ -100,6 +110,7 @@ impl Registry {
             credential,
             identity,
             version: 0,
+            since: None,
             is_live: false,
             was_told_error: false,
         };
@@ -139,14 +150,15 @@ impl Registry {
     }
 
     /// Puts checked bindings into the index, in place of the channel's earlier ones.
-    pub(super) fn go_live(&mut self, channel: ChannelId, bindings: &[CheckedBinding]) {
-        let Some(entry) = self.channels.get(&channel) else { return };
+    pub(super) fn go_live(&mut self, channel: ChannelId, live: &Live) {
+        let Some(entry) = self.channels.get_mut(&channel) else { return };
+        let since = *entry.since.get_or_insert(live.position);
         let credential = Arc::clone(&entry.credential);
         let old = entry.identity;
         let identity = self.identify(&credential);
         self.release(old);
         self.index.remove(channel);
-        for binding in bindings {
+        for binding in &live.bindings {
             for table in &binding.tables {
                 let key = GroupKey {
                     table: TableId(table.relid),
@@ -159,6 +171,7 @@ impl Registry {
                     binding: binding.id,
                     position: binding.position,
                     actions: binding.actions,
+                    since,
                     identity,
                 };
                 self.index.insert(&key, || tests(table, &binding.conditions), member);
@@ -168,6 +181,13 @@ impl Registry {
             entry.identity = identity;
             entry.is_live = true;
             entry.was_told_error = false;
+        }
+    }
+
+    /// The stream has begun anew: nobody continues from an earlier position.
+    pub(super) fn forget_positions(&mut self) {
+        for entry in self.channels.values_mut() {
+            entry.since = None;
         }
     }
 
@@ -292,7 +312,12 @@ pub(super) async fn check(catalogue: Catalogue, job: CheckJob, is_fresh: bool) -
             Err(error) => return Checked { channel, version, outcome: Err(error) },
         }
     }
-    Checked { channel, version, outcome: Ok(checked) }
+    // Read last: whatever the client commits after it has been told is not before this position.
+    let outcome = match catalogue.position().await {
+        Ok(position) => Ok(Live { bindings: checked, position }),
+        Err(error) => Err(CheckError { message: printed(error.code(), &error), is_transient: true }),
+    };
+    Checked { channel, version, outcome }
 }
 
 async fn check_binding(

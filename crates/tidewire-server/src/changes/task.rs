@@ -217,6 +217,7 @@ impl ChangeTask {
         self.batcher.on_stream_opened(resumed);
         if !resumed {
             self.batcher.start_at(stream.started_at());
+            self.registry.forget_positions();
         }
         self.status.send_replace(ChangeStatus::Live);
         // Whoever is not live yet is checked now. Whoever was told an error is told the good news; after a
@@ -318,8 +319,8 @@ impl ChangeTask {
         }
         let channel = checked.channel;
         match checked.outcome {
-            Ok(bindings) => {
-                self.registry.go_live(channel, &bindings);
+            Ok(live) => {
+                self.registry.go_live(channel, &live);
                 self.tell(channel, true, "Subscribed to PostgreSQL".into());
             }
             Err(error) => {

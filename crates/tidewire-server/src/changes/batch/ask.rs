@@ -114,7 +114,8 @@ fn gather(pending: &mut [Pending<'_>], registry: &Registry) -> (Vec<Questions>, 
                 expressions.extend(group.sql_tests());
             }
             if change.action != Action::Delete && !access.sees_all_rows && access.policy.is_some() {
-                let wanting = group.members.iter().filter(|member| member.actions.contains(change.action));
+                let wanting =
+                    group.members.iter().filter(|member| member.wants(change.action, change.commit));
                 identities.extend(wanting.map(|member| member.identity));
             }
         }

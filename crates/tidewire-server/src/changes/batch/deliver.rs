@@ -46,7 +46,7 @@ impl Batcher {
             }
             let is_judged = change.action != Action::Delete && !access.sees_all_rows;
             let mut frame = None;
-            for member in group.members.iter().filter(|member| member.actions.contains(change.action)) {
+            for member in group.members.iter().filter(|member| member.wants(change.action, change.commit)) {
                 if is_judged && !answers.is_visible(change, member.identity) {
                     continue;
                 }
@@ -94,7 +94,7 @@ impl Batcher {
             let mut data = Vec::with_capacity(256);
             self.change(change).write_refusal(&mut data, error);
             frames.push(data.into());
-            let wanting = group.members.iter().filter(|member| member.actions.contains(change.action));
+            let wanting = group.members.iter().filter(|member| member.wants(change.action, change.commit));
             receivers.extend(wanting.map(|member| Receiver {
                 frame: frames.len() - 1,
                 channel: member.channel,
