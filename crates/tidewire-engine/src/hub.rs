@@ -393,7 +393,8 @@ impl Hub {
         self.next_generation = self.next_generation.wrapping_add(1);
         let entry = self.sockets.vacant_entry();
         let id = SocketId { index: entry.key() as u32, generation };
-        let idle_timer = self.timers.set(now.mono_ms + self.config.idle_timeout_ms, Timer::Idle(id));
+        let idle_timer =
+            self.timers.set(now.mono_ms.saturating_add(self.config.idle_timeout_ms), Timer::Idle(id));
         entry.insert(Socket::new(generation, info, now, idle_timer));
         id
     }

@@ -8,6 +8,10 @@ use std::io::IoSlice;
 
 use bytes::Bytes;
 
+/// What a frame costs besides its bytes: its place in the queue, and for frames of one socket an allocation of
+/// their own. Without it, pongs of two bytes would fill a bound of 16 MiB with a gigabyte.
+pub(crate) const FRAME_COST_BYTES: usize = 64;
+
 /// The bound was reached; the frame was not queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overflow;
@@ -33,13 +37,20 @@ impl Outbox {
         self.frames.is_empty()
     }
 
-    /// Appends a frame unless that would exceed `limit` bytes. A single frame always fits into an empty
-    /// outbox, or a frame larger than the bound could never be sent at all.
+    /// Frames not written completely yet.
+    pub(crate) fn frame_count(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Appends a frame unless that would exceed `limit` bytes, every frame counted with what it costs to keep.
+    /// A single frame always fits into an empty outbox, or a frame larger than the bound could never be sent
+    /// at all.
     ///
     /// # Errors
     /// [`Overflow`]; the outbox is unchanged.
     pub fn push(&mut self, frame: Bytes, limit: usize) -> Result<(), Overflow> {
-        if self.pending + frame.len() > limit && !self.frames.is_empty() {
+        let cost = self.frames.len().saturating_mul(FRAME_COST_BYTES);
+        if self.pending.saturating_add(frame.len()).saturating_add(cost) > limit && !self.frames.is_empty() {
             return Err(Overflow);
         }
         self.pending += frame.len();
@@ -102,7 +113,7 @@ mod tests {
     fn partial_writes_continue_where_they_stopped() {
         let mut outbox = Outbox::default();
         for frame in ["abc", "de", "fgh"] {
-            outbox.push(Bytes::from_static(frame.as_bytes()), 100).unwrap();
+            outbox.push(Bytes::from_static(frame.as_bytes()), 1000).unwrap();
         }
         outbox.advance(4);
         assert_eq!(content(&outbox), b"efgh");
@@ -122,7 +133,7 @@ mod tests {
     fn truncation_keeps_the_half_written_frame() {
         let mut outbox = Outbox::default();
         for frame in ["abc", "de"] {
-            outbox.push(Bytes::from_static(frame.as_bytes()), 100).unwrap();
+            outbox.push(Bytes::from_static(frame.as_bytes()), 1000).unwrap();
         }
         outbox.advance(1);
         outbox.truncate_with(Bytes::from_static(b"!"));

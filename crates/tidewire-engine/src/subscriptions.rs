@@ -137,7 +137,7 @@ impl Member {
 pub struct Group {
     /// What they share.
     pub key: GroupKey,
-    /// The bindings.
+    /// The bindings, in no particular order.
     pub members: Vec<Member>,
     tests: Vec<Test>,
 }
@@ -187,7 +187,14 @@ pub struct Subscriptions {
     groups: Slab<Group>,
     group_ids: HashMap<GroupKey, GroupId>,
     tables: FxHashMap<TableId, TableIndex>,
-    channels: FxHashMap<ChannelId, Vec<GroupId>>,
+    channels: FxHashMap<ChannelId, Vec<Place>>,
+}
+
+/// Where a member of a group is, so that it is removed without a search: a whole crowd may leave at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    group: GroupId,
+    at: usize,
 }
 
 impl Subscriptions {
@@ -197,11 +204,10 @@ impl Subscriptions {
             Some(&id) => id,
             None => self.add_group(key.clone(), tests()),
         };
-        self.groups[id.0].members.push(member);
-        let of_channel = self.channels.entry(member.channel).or_default();
-        if !of_channel.contains(&id) {
-            of_channel.push(id);
-        }
+        let members = &mut self.groups[id.0].members;
+        members.push(member);
+        let place = Place { group: id, at: members.len() - 1 };
+        self.channels.entry(member.channel).or_default().push(place);
     }
 
     fn add_group(&mut self, key: GroupKey, tests: Vec<Test>) -> GroupId {
@@ -223,11 +229,22 @@ impl Subscriptions {
 
     /// Removes every binding of a channel.
     pub fn remove(&mut self, channel: ChannelId) {
-        for id in self.channels.remove(&channel).unwrap_or_default() {
-            let group = &mut self.groups[id.0];
-            group.members.retain(|member| member.channel != channel);
-            if group.members.is_empty() {
-                self.remove_group(id);
+        let mut places = self.channels.remove(&channel).unwrap_or_default();
+        while let Some(place) = places.pop() {
+            let members = &mut self.groups[place.group.0].members;
+            members.swap_remove(place.at);
+            if let Some(moved) = members.get(place.at) {
+                let from = Place { group: place.group, at: members.len() };
+                let of_moved = match self.channels.get_mut(&moved.channel) {
+                    Some(of_moved) => of_moved,
+                    // The same channel has several bindings in this group.
+                    None => &mut places,
+                };
+                if let Some(entry) = of_moved.iter_mut().find(|entry| **entry == from) {
+                    entry.at = place.at;
+                }
+            } else if members.is_empty() {
+                self.remove_group(place.group);
             }
         }
     }

@@ -130,7 +130,7 @@ impl Hub {
         if owner.channels.is_empty() {
             owner.last_channel_mono_ms = now.mono_ms;
             if owner.no_channel_timer.is_none() {
-                let timer = self.timers.set(now.mono_ms + timeout, Timer::NoChannel(id));
+                let timer = self.timers.set(now.mono_ms.saturating_add(timeout), Timer::NoChannel(id));
                 owner.no_channel_timer = Some(timer);
             }
         }

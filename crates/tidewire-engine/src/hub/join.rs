@@ -65,9 +65,13 @@ impl Hub {
                 "Realtime is restarting, please standby",
             ));
         }
-        let owner = &self.sockets[socket as usize];
         let replaces = self.find_channel(socket, &frame.topic).is_some();
-        if !replaces && owner.channels.len() >= self.config.max_channels {
+        let is_full = |hub: &Self| hub.sockets[socket as usize].channels.len() >= hub.config.max_channels;
+        if !replaces && is_full(self) {
+            // A channel that was left a moment ago does not stand in the way.
+            self.finish_leaves();
+        }
+        if !replaces && is_full(self) {
             return Err(Refusal::new(OperationalCode::ChannelRateLimitReached, "Too many channels"));
         }
         let credential = self.channel_credential(now, socket, request)?;
@@ -149,9 +153,10 @@ impl Hub {
             return;
         }
         owner.refusal_bytes = bytes;
-        let timer = self
-            .timers
-            .set(now.mono_ms + self.config.join_error_backoff_ms, Timer::JoinRefusal { socket: id, frames });
+        let timer = self.timers.set(
+            now.mono_ms.saturating_add(self.config.join_error_backoff_ms),
+            Timer::JoinRefusal { socket: id, frames },
+        );
         owner.refusal_timers.push(timer);
     }
 

@@ -12,7 +12,7 @@ use tidewire_protocol::{topic, websocket};
 use super::{Credential, Hub, Output, SocketId, SocketInfo, Timer};
 use crate::message::seal;
 use crate::now::Now;
-use crate::outbox::Outbox;
+use crate::outbox::{FRAME_COST_BYTES, Outbox};
 use crate::timers::TimerKey;
 
 /// A connection. Kept small: there may be hundreds of thousands, most of them idle.
@@ -189,9 +189,12 @@ impl Hub {
             return;
         }
         if socket.outbox.push(frame, limit).is_err() {
-            let waiting = socket.outbox.pending_bytes();
+            let (bytes, frames) = (socket.outbox.pending_bytes(), socket.outbox.frame_count());
             self.close(index, CLOSE_SLOW_READER, "slow reader", true);
-            let detail = format!("{waiting} bytes were waiting in the outbox, the bound is {limit}");
+            let detail = format!(
+                "{bytes} bytes in {frames} frames were waiting in the outbox, the bound is {limit} bytes \
+                 with {FRAME_COST_BYTES} for each frame"
+            );
             self.report(OperationalCode::SlowReader, index, None, detail);
             return;
         }
@@ -274,7 +277,7 @@ impl Hub {
         if socket.is_closing {
             return;
         }
-        let due = socket.last_inbound_mono_ms + timeout;
+        let due = socket.last_inbound_mono_ms.saturating_add(timeout);
         if due <= now.mono_ms {
             self.close(id.index, CLOSE_NORMAL, "idle timeout", false);
             self.report(OperationalCode::IdleTimeout, id.index, None, format!("no frame for {timeout} ms"));
@@ -291,7 +294,7 @@ impl Hub {
         if socket.is_closing || !socket.channels.is_empty() {
             return;
         }
-        let due = socket.last_channel_mono_ms + timeout;
+        let due = socket.last_channel_mono_ms.saturating_add(timeout);
         if due <= now.mono_ms {
             // Without a close frame, as the reference does it (§1.11): a close with code 1000 would end
             // realtime-py's listener for good.

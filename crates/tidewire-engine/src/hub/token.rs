@@ -47,7 +47,7 @@ impl Hub {
         let expires_ms = u64::try_from(credential.expires_unix_s).unwrap_or(0).saturating_mul(1000);
         let left = expires_ms.checked_sub(now.wall_ms).filter(|&left| left > 0).unwrap_or(GRACE_MS);
         let wait = left.min(self.config.token_check_ms.max(1));
-        self.timers.set(now.mono_ms + wait, Timer::TokenCheck(channel))
+        self.timers.set(now.mono_ms.saturating_add(wait), Timer::TokenCheck(channel))
     }
 
     pub(super) fn on_token_timer(&mut self, now: Now, channel: ChannelId) {

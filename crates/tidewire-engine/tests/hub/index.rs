@@ -211,8 +211,14 @@ proptest! {
 fn a_filter_that_nothing_passes_still_belongs_to_its_table() {
     let mut index = Subscriptions::default();
     let key = GroupKey { table: TABLES[0], filter: "id=in.()".into(), role: "anon".into(), select: None };
-    let member =
-        Member { channel: ChannelId(1), binding: 1, position: 0, actions: ActionSet::ALL, since: 0, identity: 0 };
+    let member = Member {
+        channel: ChannelId(1),
+        binding: 1,
+        position: 0,
+        actions: ActionSet::ALL,
+        since: 0,
+        identity: 0,
+    };
     index.insert(&key, || tests_of(&key.filter), member);
     let mut found = Vec::new();
     index.matches(TABLES[0], |_| Value::Text("1"), &mut found);

@@ -297,6 +297,73 @@ fn a_leave_and_a_join_sent_together_are_answered_join_first() {
     );
 }
 
+/// The slot of a channel that is being left is free for whoever comes right behind, other topics included.
+#[test]
+fn a_leave_frees_its_slot_for_the_join_right_behind_it() {
+    let mut server = Server::with(1, |config| config.max_channels = 1);
+    let client = server.open(0, Version::V2);
+    server.join(client, ROOM, "{}");
+    server.handle_text(client, br#"["1","2","realtime:room","phx_leave",{}]"#);
+    server.handle_text(client, br#"["3","3","realtime:other","phx_join",{"config":{}}]"#);
+    server.settle();
+    server.expect(
+        client,
+        &[
+            r#"["1","2","realtime:room","phx_reply",{"status":"ok","response":{}}]"#,
+            r#"["1","1","realtime:room","phx_close",{}]"#,
+            r#"["3","3","realtime:other","phx_reply",{"status":"ok","response":{"postgres_changes":[]}}]"#,
+        ],
+    );
+}
+
+#[test]
+fn whatever_happens_to_a_channel_that_was_left_it_ends_once() {
+    let leave = br#"["1","2","realtime:room","phx_leave",{}]"#;
+    let farewell = [
+        r#"["1","2","realtime:room","phx_reply",{"status":"ok","response":{}}]"#,
+        r#"["1","1","realtime:room","phx_close",{}]"#,
+    ];
+    let new = || {
+        let mut server = Server::new(1);
+        let client = server.open(0, Version::V2);
+        server.join(client, ROOM, r#"{"postgres_changes":[{"schema":"public"}]}"#);
+        server.handle_text(client, leave);
+        (server, client)
+    };
+    let ended = |server: &Server| {
+        assert_eq!(server.hubs[0].channel_count(), 0);
+        assert!(matches!(
+            server.changes[..],
+            [ChangeCommand::Subscribe { .. }, ChangeCommand::Unsubscribe { .. }]
+        ));
+    };
+    // Left again.
+    let (mut server, client) = new();
+    server.text(client, r#"["1","3","realtime:room","phx_leave",{}]"#);
+    let again = r#"["1","3","realtime:room","phx_reply",{"status":"ok","response":{}}]"#;
+    server.expect(client, &[farewell[0], farewell[1], again]);
+    ended(&server);
+    // Joined again in vain: the refusal first, as with any join right behind a leave.
+    let (mut server, client) = new();
+    server.text(client, r#"["4","4","realtime:room","phx_join",{"config":{},"access_token":"bad"}]"#);
+    server.expect_nothing(client);
+    ended(&server);
+    server.advance(5_000);
+    let refusal = r#"["4","4","realtime:room","phx_reply",{"status":"error","response":{"reason":"MalformedJWT: The token provided is not a valid JWT"}}]"#;
+    server.expect(client, &[refusal, farewell[0], farewell[1]]);
+    // The connection goes.
+    let (mut server, client) = new();
+    server.close(client);
+    ended(&server);
+    server.expect_empty();
+    // The server closes it.
+    let (mut server, client) = new();
+    server.drain(Drain::Close);
+    server.expect_close(client, 1012);
+    ended(&server);
+    server.expect_empty();
+}
+
 #[test]
 fn a_push_right_behind_a_leave_finds_no_channel() {
     let mut server = Server::new(1);

@@ -338,11 +338,11 @@ fn a_cascade_of_slow_readers_ends_within_its_turn() {
         })
         .collect();
     server.take(speaker);
-    // The broadcast, about 1,600 bytes, is too much for the first; its leave, about 1,150, for the second;
+    // The broadcast, some 1,600 bytes, is too much for the first; its leave, some 1,150, for the second;
     // that leave for the third, and so on.
     for (n, &client) in slow.iter().enumerate() {
         server.stop_reading(client);
-        let free = if n == 0 { 1_000 } else { 1_600 + 500 + 1_150 * (n - 1) };
+        let free = if n == 0 { 1_000 } else { 1_650 + 650 + 1_180 * (n - 1) };
         let id = server.id(client);
         server.hubs[0].push_raw(id, frame(Opcode::Ping, &vec![0; BOUND - free]));
     }

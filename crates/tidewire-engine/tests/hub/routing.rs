@@ -220,6 +220,18 @@ fn unknown_events_on_a_joined_topic_are_not_answered() {
 }
 
 #[test]
+fn version_1_has_no_binary_frames() {
+    let mut server = Server::new(1);
+    let (old, other) = (server.open(0, Version::V1), server.open(0, Version::V2));
+    server.join(old, ROOM, r#"{"broadcast":{"ack":true}}"#);
+    server.join(other, ROOM, "{}");
+    server.binary(old, &kind_3(ROOM, "e", Encoding::Json, b"{}"));
+    server.expect_nothing(old);
+    server.expect_nothing(other);
+    assert_eq!(server.reports.last().unwrap().code, OperationalCode::MalformedWebSocketMessage);
+}
+
+#[test]
 fn malformed_frames_are_dropped_and_the_session_goes_on() {
     let mut server = Server::new(1);
     let (client, other) = (server.open(0, Version::V2), server.open(0, Version::V2));
