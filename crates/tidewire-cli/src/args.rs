@@ -17,13 +17,9 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Start everything for development: a private PostgreSQL, keys, and the server
     Dev(DevArgs),
-    /// Serve a database of your own
     Serve(ServeArgs),
-    /// Look at the configuration of `serve`
     Config(ConfigArgs),
-    /// Make a token, for example for a signed-in user
     Token(TokenArgs),
 }
 
