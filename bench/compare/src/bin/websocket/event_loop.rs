@@ -70,6 +70,7 @@ impl Connection for Bare {
 pub(crate) struct Own {
     stream: TcpStream,
     decoder: Decoder,
+    #[expect(clippy::box_collection, reason = "as in the server: at rest 8 bytes instead of 24")]
     partial: Option<Box<Vec<u8>>>,
     outbox: Outbox,
 }
