@@ -41,6 +41,8 @@ fn texts() -> Vec<Vec<u8>> {
         ("phx_leave", "{}"),
         ("broadcast", r#"{"type":"broadcast","event":"e","payload":{"\u0000":"\ud83d\ude00"}}"#),
         ("presence", r#"{"event":"track","payload":{"phx_ref":"x","a":[{"b":"\"}"}]}}"#),
+        ("broadcast", r#"{"half a pair":"\ud800","beyond":1e999}"#),
+        ("presence", r#"{"event":"track","payload":{"half":"\udc00"}}"#),
         ("presence", r#"{"event":"untrack"}"#),
         ("access_token", r#"{"access_token":"a.b.c"}"#),
         ("heartbeat", "{}"),

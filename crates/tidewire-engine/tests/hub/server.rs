@@ -498,9 +498,7 @@ impl Connection {
                 decoded.event
             );
             let frame = match decoded.event {
-                Event::Text(bytes) => {
-                    Frame::Text(serde_json::from_slice(bytes).expect("every text frame is JSON"))
-                }
+                Event::Text(bytes) => Frame::Text(value(bytes)),
                 Event::Binary(bytes) => Frame::Binary(bytes.to_vec()),
                 Event::Close { code, reason } => {
                     Frame::Close(code.expect("a close says why"), String::from_utf8_lossy(reason).into())
@@ -511,6 +509,15 @@ impl Connection {
         }
         self.buffer.drain(..used);
     }
+}
+
+/// What a text frame says. Some JSON has no value in Rust (half a surrogate pair, a number beyond all bounds) and
+/// is relayed all the same; such a frame is kept as its text.
+fn value(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes).unwrap_or_else(|_| {
+        assert!(tidewire_protocol::json::is_valid(bytes), "every text frame is JSON: {bytes:?}");
+        Value::from(String::from_utf8_lossy(bytes))
+    })
 }
 
 /// The parts of a text frame of either version: join ref, ref, topic, event, payload.
