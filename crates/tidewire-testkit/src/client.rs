@@ -4,7 +4,7 @@
 //! answers or sends anything by itself. Asking for a frame looks among those first and then reads on, at
 //! most for [`DEADLINE`](crate::DEADLINE).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
@@ -48,6 +48,8 @@ pub struct Client {
     bytes: Vec<u8>,
     inbox: VecDeque<Frame>,
     next_ref: u64,
+    /// Join refs by topic.
+    joined: HashMap<String, Value>,
     /// The code of the close frame, once the connection has ended; `None` inside = cut without one.
     closed: Option<Option<u16>>,
 }
@@ -85,6 +87,7 @@ impl Client {
             bytes,
             inbox: VecDeque::new(),
             next_ref: 1,
+            joined: HashMap::new(),
             closed: None,
         }
     }
@@ -215,6 +218,7 @@ impl Client {
     pub async fn join(&mut self, topic: &str, payload: &Value) -> Value {
         let join_ref = json!(self.next_ref.to_string());
         let reference = self.push(&join_ref, topic, "phx_join", payload).await;
+        self.joined.insert(topic.to_owned(), join_ref);
         let reply = self.reply(&reference).await;
         assert_eq!(reply["status"], "ok", "join of {topic}: {reply}");
         reply["response"].clone()
@@ -236,7 +240,8 @@ impl Client {
 
     /// Leaves, and waits for the channel's end.
     pub async fn leave(&mut self, topic: &str) {
-        let reference = self.push(&Value::Null, topic, "phx_leave", &json!({})).await;
+        let join_ref = self.joined.remove(topic).unwrap_or_default();
+        let reference = self.push(&join_ref, topic, "phx_leave", &json!({})).await;
         self.reply(&reference).await;
         self.expect("phx_close", |frame| frame.topic == topic && frame.event == "phx_close").await;
     }

@@ -170,8 +170,7 @@ impl Postgres {
 
     async fn blocking(&self, act: impl FnOnce(&mut Cluster) + Send + 'static) {
         let cluster = Arc::clone(&self.cluster);
-        let acting =
-            move || act(&mut cluster.lock().unwrap_or_else(PoisonError::into_inner));
+        let acting = move || act(&mut cluster.lock().unwrap_or_else(PoisonError::into_inner));
         tokio::task::spawn_blocking(acting).await.expect("the cluster does what it is told");
     }
 

@@ -78,8 +78,7 @@ impl TestServer {
 
     /// Waits until the change stream is down with this code.
     pub async fn wait_down(&self, code: &str) {
-        let is_down =
-            |status: &ChangeStatus| matches!(status, ChangeStatus::Down { code: found, .. } if *found == code);
+        let is_down = |status: &ChangeStatus| matches!(status, ChangeStatus::Down { code: found, .. } if *found == code);
         self.wait_status(code, is_down).await;
     }
 

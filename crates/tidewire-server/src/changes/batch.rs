@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use tidewire_authz::AccessError;
-use tidewire_engine::{Action, Match, PeerMessage, TableId};
+use tidewire_engine::{Action, ChannelId, Match, PeerMessage, TableId};
 use tidewire_replication::{
     Begin, Lsn, Message, OldTuple, Relation, ReplicaIdentity, StreamError, Tuple, WalRead, decode,
 };
@@ -33,6 +33,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Role memberships and attributes change without a trace in the stream. They are looked at before each
 /// batch that depends on policies, and otherwise at most this often.
 const ROLES_MAX_AGE: Duration = Duration::from_secs(1);
+
+/// How long one look for visibility may take before it is tried again. Commits become visible within
+/// milliseconds, unless they wait for a synchronous standby.
+const VISIBILITY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is delivered already: a transaction and how many of its changes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +57,15 @@ pub(super) struct Batcher {
     /// End of the last transaction that was delivered whole.
     confirmed: Lsn,
     roles: Option<(u64, Instant)>,
+    disturbed: Vec<Disturbed>,
+}
+
+/// A channel that changes may have been kept from.
+pub(super) struct Disturbed {
+    pub(super) channel: ChannelId,
+    pub(super) text: String,
+    /// Its bindings shall be checked again.
+    pub(super) is_transient: bool,
 }
 
 /// A change with the groups it matches.
@@ -89,21 +102,28 @@ impl Batcher {
             delivered: Position::default(),
             confirmed: Lsn(0),
             roles: None,
+            disturbed: Vec::new(),
         }
     }
 
-    /// A new session sends every relation again.
+    /// A new session sends every relation again. A stream that goes on compares them with what was known:
+    /// filters were compiled for that.
     pub(super) fn on_stream_opened(&mut self, resumed: bool) {
-        self.relations.clear();
         self.tables.clear();
         self.transaction = None;
         if !resumed {
+            self.relations.clear();
             self.delivered = Position::default();
         }
     }
 
     pub(super) fn start_at(&mut self, lsn: Lsn) {
         self.confirmed = lsn;
+    }
+
+    /// Channels that the last batch has kept changes from.
+    pub(super) fn take_disturbed(&mut self) -> Vec<Disturbed> {
+        std::mem::take(&mut self.disturbed)
     }
 
     pub(super) fn resume_position(&self) -> Lsn {
@@ -192,6 +212,9 @@ impl Batcher {
             for change in &pending {
                 self.deliver(change, registry, &answers);
             }
+            for (table, text) in &answers.undecided {
+                self.disturb(TableId(*table), text, registry);
+            }
         }
         self.delivered = reached;
         self.confirmed = confirmed;
@@ -205,27 +228,49 @@ impl Batcher {
         self.tables.remove(&oid);
         let known = self.relations.insert(oid, relation);
         let table = TableId(oid);
-        let affected = match known {
-            // Filters were compiled for the old columns.
-            Some(known) if known.columns != self.relations[&oid].columns => registry.listening_to(table),
-            Some(_) => return,
-            // A table published after the bindings were made: patterns may include it now, and its very
-            // first change must find them (§5.2).
-            None => {
-                let listening = registry.listening_to(table);
-                registry.with_patterns().into_iter().filter(|channel| !listening.contains(channel)).collect()
-            }
-        };
+        let relation = &self.relations[&oid];
+        let mut affected = Vec::new();
+        // Filters were compiled for the old columns.
+        if known.as_ref().is_some_and(|known| known.columns != relation.columns) {
+            affected = registry.listening_to(table);
+        }
+        // A table published after the bindings were made: they may mean it, and its very first change must
+        // find them (§5.2).
+        if known.is_none_or(|known| known.name != relation.name || known.schema != relation.schema) {
+            affected.extend(registry.appear(table, &relation.schema, &relation.name));
+        }
         for channel in affected {
-            let Some(job) = registry.begin_check(channel) else { continue };
-            let checked = registry::check(database.catalogue.clone(), job, true).await;
-            match checked.outcome {
-                Ok(live) => registry.go_live(channel, &live),
-                Err(error) => {
-                    registry.index.remove(channel);
-                    let message = PeerMessage::System { channel, ok: false, text: error.message };
-                    self.shards.send(channel.hub(), message);
+            self.check_now(channel, registry, database).await;
+        }
+    }
+
+    /// Checks a live channel again before the next change.
+    async fn check_now(&mut self, channel: ChannelId, registry: &mut Registry, database: &Database) {
+        let Some(job) = registry.begin_check(channel) else { return };
+        let has_new_token = registry.channels.get(&channel).is_some_and(|entry| entry.has_new_token);
+        let checked = registry::check(database.catalogue.clone(), job, true).await;
+        match checked.outcome {
+            Ok(live) => {
+                registry.go_live(channel, &live);
+                // The check that would have told it is void now.
+                if has_new_token {
+                    let text = "Subscribed to PostgreSQL".into();
+                    self.shards.send(channel.hub(), PeerMessage::System { channel, ok: true, text });
                 }
+            }
+            Err(error) => {
+                registry.go_dead(channel);
+                let (text, is_transient) = (error.message, error.is_transient);
+                self.disturbed.push(Disturbed { channel, text, is_transient });
+            }
+        }
+    }
+
+    /// Changes of this table could not be decided about: whoever listens to it is told.
+    fn disturb(&mut self, table: TableId, text: &str, registry: &Registry) {
+        for channel in registry.listening_to(table) {
+            if !self.disturbed.iter().any(|known| known.channel == channel) {
+                self.disturbed.push(Disturbed { channel, text: text.to_owned(), is_transient: true });
             }
         }
     }
@@ -259,7 +304,10 @@ impl Batcher {
         if !*roles_checked {
             *roles_checked = self.check_roles(relation, database).await;
         }
-        let Some(table) = self.table(relation, database).await else { return };
+        let table = match self.table(relation, transaction.xid, database).await {
+            Ok(table) => table,
+            Err(text) => return self.disturb(table_id, &text, registry),
+        };
         let is_full = table.identity == ReplicaIdentity::Full;
         let record = new.map(|new| Row::new(&table, new, old.tuple().filter(|_| is_full)));
         let old_record = match (action, old.tuple(), &record) {
@@ -295,18 +343,26 @@ impl Batcher {
             || change.table.catalogue.roles.values().any(|access| !change.table.key_is_selectable(access))
     }
 
-    /// The table as the catalogue and the stream describe it; `None` if it cannot be had, in which case
-    /// nobody can be shown anything.
-    async fn table(&mut self, relid: u32, database: &Database) -> Option<Arc<PublishedTable>> {
+    /// The table as the catalogue and the stream describe it. Without it nobody can be shown anything.
+    async fn table(
+        &mut self,
+        relid: u32,
+        xid: u32,
+        database: &Database,
+    ) -> Result<Arc<PublishedTable>, String> {
         if let Some(table) = self.tables.get(&relid) {
-            return Some(Arc::clone(table));
+            return Ok(Arc::clone(table));
         }
         let authenticator = &database.authenticator;
+        // The transaction may itself have hidden what it wrote, and the catalogue would not show that yet.
+        let xids = [xid];
+        patiently("visibility", || authenticator.wait_visible(&xids, VISIBILITY_TIMEOUT)).await?;
         let catalogue = patiently("the catalogue", || authenticator.table(relid)).await?;
-        let relation = self.relations.get(&relid)?;
+        let relation =
+            self.relations.get(&relid).ok_or("ChangeStreamProtocolViolation: a row of no relation")?;
         let table = Arc::new(PublishedTable::new(Arc::new(catalogue), relation));
         self.tables.insert(relid, Arc::clone(&table));
-        Some(table)
+        Ok(table)
     }
 
     /// Forgets all tables if roles have changed. Returns whether this batch needs no further look.
@@ -322,14 +378,14 @@ impl Batcher {
         let found = patiently("the roles", || authenticator.roles_fingerprint()).await;
         let known = self.roles.map(|(fingerprint, _)| fingerprint);
         match found {
-            Some(fingerprint) => {
+            Ok(fingerprint) => {
                 if known != Some(fingerprint) {
                     self.tables.clear();
                 }
                 self.roles = Some((fingerprint, Instant::now()));
             }
             // Not knowing is treated as a change.
-            None => {
+            Err(_) => {
                 self.tables.clear();
                 self.roles = None;
             }
@@ -339,21 +395,24 @@ impl Batcher {
 }
 
 /// Asks until there is an answer or patience ends; connections of the pool break when Postgres restarts.
+///
+/// # Errors
+/// Why there is none, as channels are told.
 async fn patiently<T, F: Future<Output = Result<T, AccessError>>>(
     what: &str,
     ask: impl Fn() -> F,
-) -> Option<T> {
+) -> Result<T, String> {
     let deadline = Instant::now() + PATIENCE;
     let mut wait = Duration::from_millis(20);
     loop {
         let error = match ask().await {
-            Ok(answer) => return Some(answer),
+            Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
         if Instant::now() + wait > deadline {
             let text = registry::printed(error.code(), &error);
             tracing::error!(code = error.code(), what, "cannot be decided, so nobody is shown it: {text}");
-            return None;
+            return Err(text);
         }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(Duration::from_secs(1));

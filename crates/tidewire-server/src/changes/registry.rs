@@ -36,6 +36,16 @@ pub(super) struct ChannelEntry {
     pub(super) is_live: bool,
     /// The channel has been told that changes do not flow.
     pub(super) was_told_error: bool,
+    /// A new token waits for its check, and the channel for the message about it (§5.11).
+    pub(super) has_new_token: bool,
+}
+
+/// A table that the stream has named.
+#[derive(Debug)]
+struct Appeared {
+    table: TableId,
+    schema: String,
+    name: String,
 }
 
 /// See the module documentation.
@@ -46,6 +56,8 @@ pub(super) struct Registry {
     identities: Slab<(Arc<Identity>, usize)>,
     identity_numbers: FxHashMap<Arc<Identity>, u32>,
     next_version: u64,
+    /// Tables in the order in which the stream named them first.
+    appeared: Vec<Appeared>,
 }
 
 /// What a check needs.
@@ -55,6 +67,8 @@ pub(super) struct CheckJob {
     version: u64,
     role: Box<str>,
     bindings: Arc<[Binding]>,
+    /// How many tables had appeared when it began.
+    appeared: usize,
 }
 
 /// The result of a check.
@@ -62,6 +76,9 @@ pub(super) struct CheckJob {
 pub(super) struct Checked {
     pub(super) channel: ChannelId,
     version: u64,
+    /// Tables from this one on may have appeared behind its back: those since it began, or all if its answers
+    /// were kept ones.
+    unseen_from: usize,
     pub(super) outcome: Result<Live, CheckError>,
 }
 
@@ -113,6 +130,7 @@ impl Registry {
             since: None,
             is_live: false,
             was_told_error: false,
+            has_new_token: false,
         };
         self.channels.insert(channel, entry);
     }
@@ -121,6 +139,7 @@ impl Registry {
     pub(super) fn replace_credential(&mut self, channel: ChannelId, credential: Arc<Credential>) {
         if let Some(entry) = self.channels.get_mut(&channel) {
             entry.credential = credential;
+            entry.has_new_token = true;
         }
     }
 
@@ -141,6 +160,7 @@ impl Registry {
             version: entry.version,
             role: entry.credential.role.clone(),
             bindings: Arc::clone(&entry.bindings),
+            appeared: self.appeared.len(),
         })
     }
 
@@ -181,11 +201,21 @@ impl Registry {
             entry.identity = identity;
             entry.is_live = true;
             entry.was_told_error = false;
+            entry.has_new_token = false;
+        }
+    }
+
+    /// Ends the channel's bindings; the channel itself goes on.
+    pub(super) fn go_dead(&mut self, channel: ChannelId) {
+        self.index.remove(channel);
+        if let Some(entry) = self.channels.get_mut(&channel) {
+            entry.is_live = false;
         }
     }
 
     /// The stream has begun anew: nobody continues from an earlier position.
     pub(super) fn forget_positions(&mut self) {
+        self.appeared.clear();
         for entry in self.channels.values_mut() {
             entry.since = None;
         }
@@ -195,18 +225,34 @@ impl Registry {
         &self.identities[number as usize].0
     }
 
-    /// Channels whose bindings could mean a table that has only now appeared in the stream.
-    pub(super) fn with_patterns(&self) -> Vec<ChannelId> {
-        let is_open = |pattern: &Pattern| match pattern {
-            Pattern::Any => true,
-            Pattern::Like(text) => text.contains(['%', '_']),
+    /// The stream has named a table for the first time, or by a new name. Returns the live channels whose
+    /// bindings mean that name and that do not listen to the table.
+    pub(super) fn appear(&mut self, table: TableId, schema: &str, name: &str) -> Vec<ChannelId> {
+        let has_name = |known: &Appeared| known.schema == schema && known.name == name;
+        self.appeared.retain(|known| known.table != table && !has_name(known));
+        self.appeared.push(Appeared { table, schema: schema.to_owned(), name: name.to_owned() });
+        let listening = self.listening_to(table);
+        self.channels
+            .iter()
+            .filter(|(channel, entry)| entry.is_live && listening.binary_search(channel).is_err())
+            .filter(|(_, entry)| entry.bindings.iter().any(|binding| means(binding, schema, name)))
+            .map(|(channel, _)| *channel)
+            .collect()
+    }
+
+    /// Whether a table has appeared that the bindings mean and the check has not seen. Its first change has
+    /// looked for listeners already and would not look again.
+    pub(super) fn has_missed_a_table(&self, checked: &Checked) -> bool {
+        let (Ok(live), Some(entry)) = (&checked.outcome, self.channels.get(&checked.channel)) else {
+            return false;
         };
-        let may_widen = |binding: &Binding| {
-            binding.target().is_ok_and(|target| is_open(&target.schema) || is_open(&target.table))
-        };
-        let widening =
-            self.channels.iter().filter(|(_, entry)| entry.is_live && entry.bindings.iter().any(may_widen));
-        widening.map(|(channel, _)| *channel).collect()
+        let unseen = self.appeared.get(checked.unseen_from..).unwrap_or_default();
+        unseen.iter().any(|appeared| {
+            entry.bindings.iter().zip(&live.bindings).any(|(binding, checked)| {
+                means(binding, &appeared.schema, &appeared.name)
+                    && !checked.tables.iter().any(|table| table.relid == appeared.table.0)
+            })
+        })
     }
 
     /// Live channels that listen to a table.
@@ -260,6 +306,40 @@ fn identity_of(credential: &Credential) -> Identity {
     }
 }
 
+/// Whether a binding's names mean this table (§5.2).
+fn means(binding: &Binding, schema: &str, name: &str) -> bool {
+    let matches = |pattern: &Pattern, name: &str| match pattern {
+        Pattern::Any => true,
+        Pattern::Like(pattern) => is_like(pattern, name),
+    };
+    binding.target().is_ok_and(|target| matches(&target.schema, schema) && matches(&target.table, name))
+}
+
+/// `LIKE` without an escape character. On a mismatch the last `%` takes one character more.
+fn is_like(pattern: &str, text: &str) -> bool {
+    let (mut pattern, mut text) = (pattern.chars(), text.chars());
+    let mut last_percent = None;
+    loop {
+        let text_here = text.clone();
+        match (pattern.next(), text.next()) {
+            (Some('%'), _) => {
+                last_percent = Some((pattern.clone(), text_here.clone()));
+                text = text_here;
+            }
+            (None, None) => return true,
+            (Some(wanted), Some(found)) if wanted == '_' || wanted == found => {}
+            _ => {
+                let Some((after_percent, mut rest)) = last_percent.take() else { return false };
+                if rest.next().is_none() {
+                    return false;
+                }
+                last_percent = Some((after_percent.clone(), rest.clone()));
+                (pattern, text) = (after_percent, rest);
+            }
+        }
+    }
+}
+
 /// Compiles a filter for one table: what is proven equal runs here, the rest is Postgres' business.
 fn tests(table: &Table, conditions: &[Condition]) -> Vec<Test> {
     conditions
@@ -300,7 +380,8 @@ fn condition_sql(table: &Table, condition: &Condition) -> String {
 ///
 /// `is_fresh` puts every question to Postgres now, whatever was answered a moment ago.
 pub(super) async fn check(catalogue: Catalogue, job: CheckJob, is_fresh: bool) -> Checked {
-    let CheckJob { channel, version, role, bindings } = job;
+    let CheckJob { channel, version, role, bindings, appeared } = job;
+    let unseen_from = if is_fresh { appeared } else { 0 };
     let mut checked = Vec::with_capacity(bindings.len());
     for (position, binding) in bindings.iter().enumerate() {
         let mut outcome = check_binding(&catalogue, &role, binding, position, is_fresh).await;
@@ -309,7 +390,7 @@ pub(super) async fn check(catalogue: Catalogue, job: CheckJob, is_fresh: bool) -
         }
         match outcome {
             Ok(binding) => checked.push(binding),
-            Err(error) => return Checked { channel, version, outcome: Err(error) },
+            Err(error) => return Checked { channel, version, unseen_from, outcome: Err(error) },
         }
     }
     // Read last: whatever the client commits after it has been told is not before this position.
@@ -317,7 +398,7 @@ pub(super) async fn check(catalogue: Catalogue, job: CheckJob, is_fresh: bool) -
         Ok(position) => Ok(Live { bindings: checked, position }),
         Err(error) => Err(CheckError { message: printed(error.code(), &error), is_transient: true }),
     };
-    Checked { channel, version, outcome }
+    Checked { channel, version, unseen_from, outcome }
 }
 
 async fn check_binding(
@@ -425,4 +506,39 @@ pub(super) fn printed(code: &str, error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_like;
+
+    #[test]
+    fn names_match_as_like_without_an_escape_matches() {
+        for (pattern, text) in [
+            ("games", "games"),
+            ("my_table", "myXtable"),
+            ("%", ""),
+            ("%", "anything"),
+            ("a%", "a"),
+            ("%s", "games"),
+            ("%a%e_", "games"),
+            ("g%m%", "gmm"),
+            ("%ab", "aab"),
+            ("_", "ä"),
+            ("", ""),
+        ] {
+            assert!(is_like(pattern, text), "{pattern} {text}");
+        }
+        for (pattern, text) in [
+            ("games", "Games"),
+            ("games", "game"),
+            ("a_", "a"),
+            ("", "x"),
+            ("%ab", "abc"),
+            ("%a%b", "b"),
+            (r"a\_", "a_"),
+        ] {
+            assert!(!is_like(pattern, text), "{pattern} {text}");
+        }
+    }
 }

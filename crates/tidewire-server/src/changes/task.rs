@@ -150,7 +150,7 @@ impl ChangeTask {
                 }
                 Some(Ok(channel)) = self.retry_checks.join_next() => {
                     if stream.state() == State::Live {
-                        self.begin_check(channel);
+                        self.begin_check(channel, false);
                     }
                     stream
                 }
@@ -220,17 +220,17 @@ impl ChangeTask {
             self.registry.forget_positions();
         }
         self.status.send_replace(ChangeStatus::Live);
-        // Whoever is not live yet is checked now. Whoever was told an error is told the good news; after a
-        // new beginning everybody is, because there may be a gap (§5.11).
+        // Whoever is not live yet is checked now, and whoever got a new token meanwhile. Whoever was told an
+        // error is told the good news; after a new beginning everybody is, because there may be a gap (§5.11).
         let channels: Vec<ChannelId> = self
             .registry
             .channels
             .iter()
-            .filter(|(_, entry)| !resumed || !entry.is_live || entry.was_told_error)
+            .filter(|(_, entry)| !resumed || !entry.is_live || entry.was_told_error || entry.has_new_token)
             .map(|(channel, _)| *channel)
             .collect();
         for channel in channels {
-            self.begin_check(channel);
+            self.begin_check(channel, false);
         }
     }
 
@@ -289,7 +289,7 @@ impl ChangeTask {
 
     fn check_or_explain(&mut self, channel: ChannelId, state: State) {
         match state {
-            State::Live => self.begin_check(channel),
+            State::Live => self.begin_check(channel, false),
             State::Off => {
                 let text = "UnableToSubscribeToPostgres: this server has no database configured";
                 self.tell_error(channel, text);
@@ -305,10 +305,10 @@ impl ChangeTask {
         }
     }
 
-    fn begin_check(&mut self, channel: ChannelId) {
+    fn begin_check(&mut self, channel: ChannelId, is_fresh: bool) {
         let Some(database) = &self.database else { return };
         if let Some(job) = self.registry.begin_check(channel) {
-            self.checks.spawn(registry::check(database.catalogue.clone(), job, false));
+            self.checks.spawn(registry::check(database.catalogue.clone(), job, is_fresh));
         }
     }
 
@@ -318,6 +318,10 @@ impl ChangeTask {
             return;
         }
         let channel = checked.channel;
+        if self.registry.has_missed_a_table(&checked) {
+            self.begin_check(channel, true);
+            return;
+        }
         match checked.outcome {
             Ok(live) => {
                 self.registry.go_live(channel, &live);
@@ -379,6 +383,13 @@ impl ChangeTask {
         let Some(database) = &self.database else { return Ok(()) };
         if let Some(lsn) = self.batcher.handle(&batch, &mut self.registry, database).await? {
             stream.confirm(lsn);
+        }
+        // Whoever may have missed a change is told so, and told again when it listens again (§5.11).
+        for disturbed in self.batcher.take_disturbed() {
+            self.tell_error(disturbed.channel, &disturbed.text);
+            if disturbed.is_transient {
+                self.begin_check(disturbed.channel, true);
+            }
         }
         Ok(())
     }

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use tidewire_authz::RowImage;
@@ -14,14 +13,10 @@ use tidewire_change::write_string;
 use tidewire_engine::{Action, Value};
 use tidewire_protocol::codes::OperationalCode;
 
-use super::{Pending, patiently};
+use super::{Pending, VISIBILITY_TIMEOUT, patiently};
 use crate::changes::registry::Registry;
 use crate::changes::table::PublishedTable;
 use crate::changes::task::Database;
-
-/// How long one look for visibility may take before it is tried again. Commits become visible within
-/// milliseconds, unless they wait for a synchronous standby.
-const VISIBILITY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An image that Postgres was asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,12 +47,16 @@ struct TableAnswers {
 
 /// All answers of a batch.
 #[derive(Default)]
-pub(super) struct Answers(Vec<TableAnswers>);
+pub(super) struct Answers {
+    tables: Vec<TableAnswers>,
+    /// Tables of which something could not be decided, and why.
+    pub(super) undecided: Vec<(u32, String)>,
+}
 
 impl Answers {
     fn about(&self, change: &Pending<'_>) -> Option<(&TableAnswers, usize)> {
         let asked = change.asked?;
-        Some((self.0.get(asked.table)?, asked.image))
+        Some((self.tables.get(asked.table)?, asked.image))
     }
 
     /// Whether all these expressions hold for the change's row.
@@ -88,15 +87,21 @@ pub(super) async fn ask(pending: &mut [Pending<'_>], registry: &Registry, databa
     // The stream is ahead of what other sessions can see: ask only about what is visible.
     let authenticator = &database.authenticator;
     let visible = patiently("visibility", || authenticator.wait_visible(&xids, VISIBILITY_TIMEOUT)).await;
-    if visible.is_none() {
-        return Answers::default();
-    }
     let mut answers = Answers::default();
+    if let Err(text) = visible {
+        let all = questions.iter().map(|asked| (asked.table.catalogue.relid, text.clone()));
+        answers.undecided.extend(all);
+        return answers;
+    }
     for asked in &questions {
         let mut about = TableAnswers::default();
-        ask_filters(asked, database, &mut about).await;
-        ask_policies(asked, registry, database, &mut about).await;
-        answers.0.push(about);
+        for outcome in [
+            ask_filters(asked, database, &mut about).await,
+            ask_policies(asked, registry, database, &mut about).await,
+        ] {
+            answers.undecided.extend(outcome.err().map(|text| (asked.table.catalogue.relid, text)));
+        }
+        answers.tables.push(about);
     }
     answers
 }
@@ -153,19 +158,24 @@ fn gather(pending: &mut [Pending<'_>], registry: &Registry) -> (Vec<Questions>, 
     (questions, xids)
 }
 
-async fn ask_filters(asked: &Questions, database: &Database, answers: &mut TableAnswers) {
+async fn ask_filters(
+    asked: &Questions,
+    database: &Database,
+    answers: &mut TableAnswers,
+) -> Result<(), String> {
     if asked.expressions.is_empty() {
-        return;
+        return Ok(());
     }
     let authenticator = &database.authenticator;
     let evaluated = patiently("filters", || {
         authenticator.evaluate(&asked.table.catalogue, &asked.expressions, &asked.images)
     })
-    .await;
-    for (expression, holds) in asked.expressions.iter().zip(evaluated.unwrap_or_default()) {
+    .await?;
+    for (expression, holds) in asked.expressions.iter().zip(evaluated) {
         let images = holds.iter().enumerate().filter(|(_, holds)| **holds).map(|(image, _)| image);
         answers.holds.insert(expression.clone(), images.collect());
     }
+    Ok(())
 }
 
 /// Identities that want the same images are judged together, so that nobody is asked about rows that its
@@ -175,7 +185,7 @@ async fn ask_policies(
     registry: &Registry,
     database: &Database,
     answers: &mut TableAnswers,
-) {
+) -> Result<(), String> {
     let mut by_images: HashMap<&[usize], Vec<u32>> = HashMap::new();
     for (identity, images) in &asked.identities {
         by_images.entry(images).or_default().push(*identity);
@@ -186,7 +196,7 @@ async fn ask_policies(
         let subscribers: Vec<_> =
             identities.iter().map(|identity| Arc::clone(registry.identity(*identity))).collect();
         let judged = patiently("policies", || authenticator.judge(table, &subscribers, &rows)).await;
-        let Some(judgement) = judged else { continue };
+        let judgement = judged?;
         if let Some((_, error)) = judgement.errors.first() {
             tracing::warn!(
                 code = OperationalCode::AuthorizationFailed.as_str(),
@@ -201,6 +211,7 @@ async fn ask_policies(
             answers.visible.extend(seen.map(|(image, _)| (*identity, *image)));
         }
     }
+    Ok(())
 }
 
 /// The row as policies and SQL filters see it: exactly the columns it has.
