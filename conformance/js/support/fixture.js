@@ -15,6 +15,8 @@ export function withServer({ prepare = async () => {}, ...options } = {}) {
   });
   after(async () => {
     await holder.server?.stop();
+    // A client's timers (a push that waits for its answer, a reconnect) must not keep the process: all is reported.
+    setTimeout(() => process.exit(), 2_000).unref();
   });
   // Tests read `server.info`, call `server.sql`, …: forwarded to the instance that `before` has made.
   return new Proxy(

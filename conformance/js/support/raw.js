@@ -26,6 +26,12 @@ export class RawSocket {
     return raw;
   }
 
+  /** Forgets every frame so far, read or not: for tests that move more than memory should keep. */
+  forget() {
+    this.frames.clear();
+    this.#read = 0;
+  }
+
   get isOpen() {
     return this.ws.readyState === WebSocket.OPEN;
   }
@@ -35,11 +41,17 @@ export class RawSocket {
     this.ws.send(typeof frame === "string" || Buffer.isBuffer(frame) ? frame : JSON.stringify(frame));
   }
 
+  /** Sends several frames in one write, so that the server has them together. */
+  sendTogether(...frames) {
+    this.ws._socket.cork();
+    for (const frame of frames) this.send(frame);
+    this.ws._socket.uncork();
+  }
+
   /** The next frame that has not been read, parsed if it is text; `skip` drops frames first. */
   async next({ within = 12_000, skip = () => false } = {}) {
     for (;;) {
-      const found = await this.frames.some(this.#read + 1, () => true, { within, what: "the next frame" });
-      const frame = found[this.#read];
+      const frame = await this.frames.at(this.#read, { within });
       this.#read += 1;
       const parsed = typeof frame === "string" ? JSON.parse(frame) : frame;
       if (!skip(parsed)) return parsed;

@@ -122,8 +122,7 @@ describe("joins and leaves", () => {
   test("leave and join sent together: join reply, leave reply, then the close of the old", async (t) => {
     const raw = await open(t);
     await raw.join("realtime:quick");
-    raw.send(["1", "2", "realtime:quick", "phx_leave", {}]);
-    raw.send(["3", "3", "realtime:quick", "phx_join", { config: {} }]);
+    raw.sendTogether(["1", "2", "realtime:quick", "phx_leave", {}], ["3", "3", "realtime:quick", "phx_join", { config: {} }]);
     const frames = [await raw.next(), await raw.next(), await raw.next()];
     const ok = (joinRef, ref, response) => [joinRef, ref, "realtime:quick", "phx_reply", { status: "ok", response }];
     assert.deepEqual(frames, [
