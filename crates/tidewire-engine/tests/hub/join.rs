@@ -434,6 +434,25 @@ fn waiting_refusals_are_bounded_in_bytes() {
 }
 
 #[test]
+fn refusals_that_were_answered_count_no_more() {
+    let mut server = Server::with(1, |config| {
+        config.max_channels = 3;
+        config.max_outbox_bytes = 2_000;
+    });
+    let client = server.open(0, Version::V2);
+    let topic = format!("realtime:{}", "x".repeat(200));
+    for _ in 0..20 {
+        for _ in 0..3 {
+            server.push(client, "null", "1", &topic, "phx_join", r#"{"config":{},"access_token":"bad"}"#);
+        }
+        server.advance(5_000);
+        assert_eq!(server.take(client).len(), 3);
+    }
+    server.close(client);
+    server.expect_empty();
+}
+
+#[test]
 fn reports_are_short_however_long_the_names_are() {
     let mut server = Server::new(1);
     let client = server.open(0, Version::V2);

@@ -70,6 +70,18 @@ fn a_socket_that_lost_its_channels_is_swept_after_ten_minutes() {
 }
 
 #[test]
+fn a_socket_that_lost_its_channel_to_a_refused_rejoin_is_swept_too() {
+    let mut server = Server::with(1, |config| config.idle_timeout_ms = u64::MAX);
+    let client = server.open(0, Version::V2);
+    server.join(client, ROOM, "{}");
+    server.push(client, r#""2""#, r#""2""#, ROOM, "phx_join", r#"{"config":{},"access_token":"bad"}"#);
+    server.advance(599_999);
+    assert!(!server.is_disconnected(client));
+    server.advance(1);
+    assert!(server.is_disconnected(client));
+}
+
+#[test]
 fn a_joined_socket_is_not_swept() {
     let mut server = Server::with(1, |config| {
         config.idle_timeout_ms = u64::MAX / 2;
