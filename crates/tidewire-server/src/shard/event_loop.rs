@@ -142,15 +142,6 @@ impl EventLoop {
         if self.hub.poll_deadline().is_some_and(|at| at <= now.mono_ms) {
             self.hub.handle(now, Input::Tick);
         }
-        self.drain_outputs(now);
-        self.hub.finish_turn();
-        self.drain_outputs(now);
-        let mut dirty = std::mem::take(&mut self.dirty);
-        self.hub.take_dirty(&mut dirty);
-        for id in dirty.drain(..) {
-            self.flush(now, id);
-        }
-        self.dirty = dirty;
         while let Some(&(at, id)) = self.lingering.front() {
             if at > now.mono_ms {
                 break;
@@ -158,6 +149,26 @@ impl EventLoop {
             self.lingering.pop_front();
             self.drop_connection(now, id);
         }
+        self.settle(now);
+    }
+
+    /// Ends the turn: carries out what the hub wants and writes what it has to say. A write can find a
+    /// connection dead, whose end is more for the hub to say; each round but the last drops one, so this ends.
+    fn settle(&mut self, now: Now) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        loop {
+            self.drain_outputs(now);
+            self.hub.finish_turn();
+            self.drain_outputs(now);
+            self.hub.take_dirty(&mut dirty);
+            if dirty.is_empty() {
+                break;
+            }
+            for id in dirty.drain(..) {
+                self.flush(now, id);
+            }
+        }
+        self.dirty = dirty;
     }
 
     fn inbox(&self) -> Arc<Inbox> {
