@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! replication stream [runs] [rows]
+//! replication live [runs] [rows]
 //! replication stop
 //! ```
 //!
@@ -10,6 +11,8 @@
 //! hands it over in one go: Postgres is slower than either reader, and waking up for every packet of it would be
 //! most of what is measured, and all of its noise. Processor time is that of the reading thread, on which
 //! everything of either library runs, from connecting to the last row.
+//!
+//! `live`: the same without the relay, at the pace of Postgres.
 //!
 //! `stop`: how long Postgres needs for a fast shutdown while a consumer has received everything but has not yet
 //! confirmed it, as is always the case with a resume window.
@@ -36,9 +39,10 @@ fn main() -> Result<(), Failure> {
     // One thread for both: the crate's worker task and its consumer share it, which saves it wake-ups.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match std::env::args().nth(1).as_deref() {
-        Some("stream") => runtime.block_on(stream(argument(2, 5)?, argument(3, 300_000)?)),
+        Some("stream") => runtime.block_on(stream(true, argument(2, 5)?, argument(3, 300_000)?)),
+        Some("live") => runtime.block_on(stream(false, argument(2, 5)?, argument(3, 300_000)?)),
         Some("stop") => stop(&runtime),
-        _ => Err("replication stream [runs] [rows] | replication stop".into()),
+        _ => Err("replication stream|live [runs] [rows] | replication stop".into()),
     }
 }
 
@@ -47,7 +51,7 @@ struct Run {
     allocations: u64,
 }
 
-async fn stream(runs: usize, rows: u64) -> Result<(), Failure> {
+async fn stream(is_collected: bool, runs: usize, rows: u64) -> Result<(), Failure> {
     let settings = [("max_wal_size", "8GB"), ("max_replication_slots", "10")];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let cluster = Cluster::temporary_with(settings)?;
@@ -72,9 +76,10 @@ async fn stream(runs: usize, rows: u64) -> Result<(), Failure> {
             let number = (run + step) % VARIANTS.len();
             let (library, decodes) = VARIANTS[number];
             let slot = format!("s{number}");
+            let port = if is_collected { relay(cluster.port(), rows)? } else { cluster.port() };
             let outcome = match library {
-                "own" => own(&cluster, &slot, rows, decodes).await?,
-                _ => theirs(&cluster, &slot, rows, decodes).await?,
+                "own" => own(&cluster, port, &slot, rows, decodes).await?,
+                _ => theirs(&cluster, port, &slot, rows, decodes).await?,
             };
             cpu[number].push(rows as f64 / (outcome.cpu_ns as f64 / 1e9) / 1e6);
             taken[number].push(outcome.allocations as f64 / rows as f64);
@@ -179,8 +184,8 @@ fn stream_config(cluster: &Cluster, port: u16, slot: &str) -> Result<StreamConfi
     Ok(StreamConfig::new(url.parse()?, slot, vec!["p".to_owned()]))
 }
 
-async fn own(cluster: &Cluster, slot: &str, rows: u64, decodes: bool) -> Result<Run, Failure> {
-    let config = stream_config(cluster, relay(cluster.port(), rows)?, slot)?;
+async fn own(cluster: &Cluster, port: u16, slot: &str, rows: u64, decodes: bool) -> Result<Run, Failure> {
+    let config = stream_config(cluster, port, slot)?;
     let (cpu, taken) = (thread_cpu_ns(), allocations());
     let mut stream = WalStream::open(&config, SlotPolicy::Durable, Start::From(Lsn::ZERO)).await?;
     let mut seen = 0;
@@ -207,8 +212,8 @@ fn their_config(cluster: &Cluster, port: u16, slot: &str) -> Result<ReplicationC
         .with_status_interval(Duration::from_secs(5)))
 }
 
-async fn theirs(cluster: &Cluster, slot: &str, rows: u64, decodes: bool) -> Result<Run, Failure> {
-    let config = their_config(cluster, relay(cluster.port(), rows)?, slot)?;
+async fn theirs(cluster: &Cluster, port: u16, slot: &str, rows: u64, decodes: bool) -> Result<Run, Failure> {
+    let config = their_config(cluster, port, slot)?;
     let (cpu, taken) = (thread_cpu_ns(), allocations());
     let mut client = ReplicationClient::connect(config).await?;
     let mut seen = 0;
