@@ -235,7 +235,8 @@ fn changing(args: &ReportArgs, server: &ServerArgs, rows: &mut Vec<Row>) -> Resu
         found.sort_by_key(|it| it.latency.value_at_quantile(0.99));
         let tails =
             found.iter().map(|it| ms(it.latency.value_at_quantile(0.99))).collect::<Vec<_>>().join(" · ");
-        let lost: u64 = found.iter().map(|it| it.expected - it.counts.delivered + it.counts.wrong()).sum();
+        let lost: u64 =
+            found.iter().map(|it| it.expected.saturating_sub(it.counts.delivered) + it.counts.wrong()).sum();
         let void = if lost > 0 { format!(" — VOID, {lost} lost or wrong") } else { String::new() };
         let middle = &found[(found.len() - 1) / 2];
         let per = |cpu_s: f64| cpu_s * 1e6 / (middle.changes - 5).max(1) as f64;
