@@ -168,12 +168,12 @@ export class TidewireServer {
     return signToken(claims, this.info.jwt_secret);
   }
 
-  /** Ends the private Postgres ("fast") and waits for the one that `tidewire dev` starts in its place. */
-  async restartPostgres() {
+  /** Ends the private Postgres (SIGINT: "fast", SIGQUIT: like a crash) and waits for the one that `tidewire dev` starts in its place. */
+  async restartPostgres(signal = "SIGINT") {
     const started = "select pg_postmaster_start_time()::text as at";
     const { rows: [before] } = await this.sql(`select pg_read_file('postmaster.pid') as file, at from (${started}) as started`);
     this.forgetConnection();
-    process.kill(Number(before.file.split("\n")[0]), "SIGINT");
+    process.kill(Number(before.file.split("\n")[0]), signal);
     await until(async () => {
       const client = new pg.Client({ connectionString: this.info.db_url });
       client.on("error", () => {});

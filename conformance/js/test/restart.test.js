@@ -6,6 +6,7 @@ import { changesOn, isLive, openClient, variants } from "../support/clients.js";
 import { closing, withServer } from "../support/fixture.js";
 import { Inbox } from "../support/inbox.js";
 import { RawSocket } from "../support/raw.js";
+import { until } from "../support/server.js";
 
 const server = withServer();
 
@@ -72,16 +73,53 @@ test("while Postgres restarts, channels stay and a later change arrives without 
   assert.equal(room.client.sockets.length, 1, "the socket was not reopened");
 });
 
-test("what is committed right after a restart of Postgres is not lost, in order and once", async (t) => {
-  const room = await subscribed(t, variants[0]);
-  const writer = (async () => {
+for (const [name, interrupt] of [
+  ["a restart of Postgres", () => server.restartPostgres()],
+  ["a crash of Postgres", () => server.restartPostgres("SIGQUIT")],
+  ["the end of the replication connection", () => server.sql("select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'walsender'")],
+]) {
+  test(`what is committed before and after ${name} arrives in order and once`, async (t) => {
+    const room = await subscribed(t, variants[0]);
     for (let n = 1; n <= 20; n += 1) await server.sql(`insert into ${room.table} values (${n})`);
+    await interrupt();
+    for (let n = 21; n <= 40; n += 1) await server.sql(`insert into ${room.table} values (${n})`);
+    await room.changes.first(({ new: row }) => row.id === 40, { within: 40_000 });
+    assert.deepEqual(room.changes.all.map(({ new: row }) => row.id), Array.from({ length: 40 }, (_, n) => n + 1));
+    assert.deepEqual(room.statuses.all.map(({ status }) => status), ["SUBSCRIBED"]);
+  });
+}
+
+test("writers that never stop while connections are cut: every committed row arrives once, in order", async (t) => {
+  const room = await subscribed(t, variants[0]);
+  const committed = [];
+  let isStopped = false;
+  const writer = (async () => {
+    for (let n = 1; !isStopped; n += 1) {
+      try {
+        await server.sql(`insert into ${room.table} values (${n})`);
+        committed.push(n);
+      } catch {
+        server.forgetConnection(); // cut by the restart; whether the row was committed is asked at the end
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      }
+    }
   })();
+  for (const interrupt of [
+    () => server.sql("select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'walsender'").catch(() => {}),
+    () => server.restartPostgres(),
+    () => server.restartPostgres("SIGQUIT"),
+  ]) {
+    const before = committed.length;
+    await until(() => committed.length > before + 50);
+    await interrupt();
+  }
+  const before = committed.length;
+  await until(() => committed.length > before + 50, 30_000);
+  isStopped = true;
   await writer;
-  await server.restartPostgres();
-  for (let n = 21; n <= 40; n += 1) await server.sql(`insert into ${room.table} values (${n})`);
-  await room.changes.first(({ new: row }) => row.id === 40, { within: 40_000 });
-  assert.deepEqual(room.changes.all.map(({ new: row }) => row.id), Array.from({ length: 40 }, (_, n) => n + 1));
+  const { rows } = await server.sql(`select id from ${room.table} order by id`);
+  await room.changes.first(({ new: row }) => row.id === rows.at(-1).id, { within: 40_000 });
+  assert.deepEqual(room.changes.all.map(({ new: row }) => row.id), rows.map(({ id }) => id));
 });
 
 test("broadcast and presence go on while Postgres restarts", async (t) => {

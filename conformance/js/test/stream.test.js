@@ -5,6 +5,7 @@ import { describe, test } from "node:test";
 import { changesOn, isLive, openClient, subscribe, variants } from "../support/clients.js";
 import { closing, withServer } from "../support/fixture.js";
 import { RawSocket } from "../support/raw.js";
+import { until } from "../support/server.js";
 
 const server = withServer();
 const variant = variants[0];
@@ -193,6 +194,43 @@ describe("tables that change", () => {
     await server.sql(`insert into a_${n} values (2)`);
     await changes.some(2);
     assert.deepEqual(ids(changes), [1, 2]);
+  });
+});
+
+describe("publications that change", () => {
+  /** Inserts until a row is heard: how soon a changed publication is noticed is the server's choice, within a minute. */
+  async function heardAgain({ changes }, table, from) {
+    let id = from;
+    await until(async () => {
+      await server.sql(`insert into ${table} values (${(id += 1)})`);
+      await new Promise((resolve) => setTimeout(resolve, 250));
+      return changes.all.some(({ new: row }) => row.id > from);
+    }, 75_000);
+    const heard = ids(changes).filter((row) => row > from);
+    assert.deepEqual(heard, heard.map((_, n) => heard[0] + n), "from the first one on, every row in order");
+  }
+
+  test("a table taken out and put back is heard again, and not in between", async (t) => {
+    const table = fresh("in_and_out");
+    await server.table(table, "id int primary key");
+    const listening = await listen(t, everything(table));
+    await server.sql(`alter publication supabase_realtime drop table ${table}`);
+    await server.sql(`insert into ${table} values (1)`);
+    await server.sql(`alter publication supabase_realtime add table ${table}`);
+    await heardAgain(listening, table, 1);
+    assert.ok(!ids(listening.changes).includes(1));
+  });
+
+  test("a publication dropped and made again is heard again", async (t) => {
+    const [table, neighbour] = [fresh("dropped"), fresh("neighbour")];
+    await server.table(table, "id int primary key");
+    await server.table(neighbour, "id int primary key");
+    const listening = await listen(t, everything(table));
+    const { rows } = await server.sql("select format('%I.%I', schemaname, tablename) as name from pg_publication_tables where pubname = 'supabase_realtime'");
+    await server.sql("drop publication supabase_realtime");
+    await server.sql(`insert into ${table} values (1)`);
+    await server.sql(`create publication supabase_realtime for table ${rows.map(({ name }) => name).join(", ")}`);
+    await heardAgain(listening, table, 1);
   });
 });
 

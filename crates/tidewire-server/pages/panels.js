@@ -91,13 +91,14 @@ export function latencyPanel({ onMeasure }) {
       add(ms) {
         readings.push(ms);
         if (readings.length > KEPT) readings.shift();
-        output.textContent = formatMs(ms);
-        output.dataset.ms = String(ms);
+        // The large number is the median: one slow reading is in the line below and in the sparkline.
         const sorted = [...readings].sort((a, b) => a - b);
-        note.textContent =
-          readings.length < 3
-            ? note.textContent
-            : `median ${formatMs(quantile(sorted, 0.5))} · p95 ${formatMs(quantile(sorted, 0.95))} · last ${readings.length}`;
+        const median = quantile(sorted, 0.5);
+        output.textContent = formatMs(median);
+        output.dataset.ms = String(median);
+        if (readings.length > 2) {
+          note.textContent = `last ${formatMs(ms)} · p95 ${formatMs(quantile(sorted, 0.95))} · ${readings.length} readings`;
+        }
         drawSpark(spark, readings);
       },
     };
