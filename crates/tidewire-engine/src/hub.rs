@@ -24,6 +24,7 @@
 //!
 //! Spec: `PROTOCOL.md` §1.6–1.11, §2–§4, §6.3–6.4.
 
+mod access;
 mod broadcast;
 mod channel;
 mod delivery;
@@ -43,11 +44,12 @@ use tidewire_protocol::codes::OperationalCode;
 use tidewire_protocol::frame::Version;
 use tidewire_protocol::join::Binding;
 
-use crate::message::Message;
+use crate::message::{Domain, Message};
 use crate::now::Now;
 use crate::outbox::Outbox;
 use crate::random::Random;
 use crate::timers::Timers;
+use access::Asked;
 use channel::Channel;
 use socket::Socket;
 
@@ -150,6 +152,17 @@ pub struct SocketInfo {
     pub version: Version,
     /// The credential of the connection (§6.2).
     pub credential: Arc<Credential>,
+    /// The `x-…` headers of the handshake as a JSON object, for policies (§6.5).
+    pub headers: Arc<str>,
+}
+
+/// A topic's name and world.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicKey {
+    /// World.
+    pub domain: Domain,
+    /// Full topic, `realtime:` included.
+    pub name: Arc<str>,
 }
 
 /// Something happened.
@@ -165,6 +178,8 @@ pub enum Input<'a> {
     Closed(SocketId),
     /// A message from another hub, from HTTP, or from the change stream.
     Peer(PeerMessage),
+    /// The answer to an [`Output::Ask`].
+    Answered(AskId, Answer),
     /// A deadline may have come.
     Tick,
     /// Shutting down.
@@ -197,10 +212,12 @@ pub enum PeerMessage {
         /// Receivers, all of the receiving hub.
         channels: Arc<[ChannelId]>,
     },
-    /// A `system` message of the `postgres_changes` extension for one channel (§5.10).
+    /// A `system` message for one channel (§5.10, §3.7).
     System {
         /// Receiver.
         channel: ChannelId,
+        /// `postgres_changes` or `system`.
+        extension: &'static str,
         /// Status `ok`, otherwise `error`.
         ok: bool,
         /// Text.
@@ -208,8 +225,8 @@ pub enum PeerMessage {
     },
     /// To the home hub: a channel tracks.
     Track {
-        /// Full topic.
-        topic: Arc<str>,
+        /// Topic.
+        topic: TopicKey,
         /// The tracking channel.
         owner: ChannelId,
         /// Presence key.
@@ -221,15 +238,15 @@ pub enum PeerMessage {
     },
     /// To the home hub: a channel's presence ends.
     Untrack {
-        /// Full topic.
-        topic: Arc<str>,
+        /// Topic.
+        topic: TopicKey,
         /// The channel.
         owner: ChannelId,
     },
     /// To the home hub: a channel joined and wants the state.
     StateRequest {
-        /// Full topic.
-        topic: Arc<str>,
+        /// Topic.
+        topic: TopicKey,
         /// Who asks.
         channel: ChannelId,
     },
@@ -251,10 +268,113 @@ pub enum Output {
     Peers(PeerMessage),
     /// Tell the change stream.
     Change(ChangeCommand),
+    /// Ask the database; the answer comes as [`Input::Answered`], whenever it comes.
+    Ask(AskId, Question),
     /// Write what the outbox holds, then end the connection. The hub has let go of its channels already.
     Disconnect(SocketId),
     /// Log and count.
     Report(Report),
+}
+
+/// Names a question; answers to questions that nobody waits for any more are ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AskId {
+    index: u32,
+    serial: u32,
+}
+
+/// What only the database can say about a private channel (§6.5).
+#[derive(Debug, Clone)]
+pub enum Question {
+    /// What of the topic may be read.
+    Read {
+        /// Sub-topic.
+        topic: Arc<str>,
+        /// Role and claims.
+        credential: Arc<Credential>,
+        /// `request.headers`.
+        headers: Arc<str>,
+        /// Whether presence is asked about, too.
+        with_presence: bool,
+        /// Stored messages wanted, if broadcasts may be read (§3.6).
+        replay: Option<Replay>,
+    },
+    /// What may be written.
+    Write {
+        /// Sub-topic.
+        topic: Arc<str>,
+        /// Role and claims.
+        credential: Arc<Credential>,
+        /// `request.headers`.
+        headers: Arc<str>,
+        /// Whether presence may be read is asked as well: the channel joined without it and tracks now (§4.4).
+        with_presence_read: bool,
+    },
+}
+
+/// Which stored messages a join asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replay {
+    /// Milliseconds since the Unix epoch.
+    pub since_unix_ms: i64,
+    /// At most this many, 1 to 25, the newest.
+    pub limit: u32,
+}
+
+/// A stored message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredMessage {
+    /// Its id, a UUID.
+    pub id: String,
+    /// Event name.
+    pub event: String,
+    /// JSON text or bytes.
+    pub payload: StoredPayload,
+}
+
+/// The payload of a stored message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredPayload {
+    /// JSON text as Postgres prints it; `null` for none.
+    Json(String),
+    /// Opaque bytes.
+    Bytes(Bytes),
+}
+
+/// Why the database gave no permission or no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessRefusal {
+    /// Stable code.
+    pub code: OperationalCode,
+    /// `reason` of a join's error reply (§2.5).
+    pub join_reason: String,
+    /// Text of the system message when a joined channel is shut down (§6.4).
+    pub push_message: String,
+}
+
+/// The answer to a [`Question`].
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// To [`Question::Read`]; neither permission is an answer, not a refusal.
+    Read {
+        /// Broadcasts may be read.
+        broadcast: bool,
+        /// Presence may be read.
+        presence: bool,
+        /// Stored messages, oldest first.
+        replayed: Vec<StoredMessage>,
+    },
+    /// To [`Question::Write`].
+    Write {
+        /// Broadcasts may be sent.
+        broadcast: bool,
+        /// Presence may be tracked.
+        presence: bool,
+        /// Presence may be read; only meaningful if it was asked.
+        presence_read: bool,
+    },
+    /// Nothing could be decided.
+    Refused(AccessRefusal),
 }
 
 /// What the change stream has to know about channels. Commands of one channel come in order.
@@ -280,6 +400,11 @@ pub enum ChangeCommand {
         /// The new role and claims.
         credential: Arc<Credential>,
     },
+    /// The channel wants to be told when messages from the database flow (§3.7).
+    TellWhenReady {
+        /// The channel.
+        channel: ChannelId,
+    },
     /// The channel ended.
     Unsubscribe {
         /// The channel.
@@ -303,6 +428,7 @@ pub struct Report {
 /// A topic as this hub knows it.
 #[derive(Debug)]
 struct Topic {
+    domain: Domain,
     name: Arc<str>,
     members: Vec<Member>,
     /// Only on the topic's home hub, only while somebody tracks.
@@ -315,6 +441,29 @@ struct Topic {
 struct Member {
     socket: u32,
     channel: u32,
+    hears: Hears,
+}
+
+/// What a member is sent. Kept beside the member, so that the fan-out loop needs no look at the channel.
+#[derive(Debug, Clone, Copy)]
+struct Hears {
+    broadcast: bool,
+    presence: HearsPresence,
+    /// Messages were replayed to this channel: the same ones must not come again (§3.6).
+    has_replayed: bool,
+}
+
+/// How a member gets presence diffs (§4.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HearsPresence {
+    /// Not at all.
+    No,
+    /// Once its state has come; the state contains what is held back.
+    AfterState,
+    /// With everybody.
+    Yes,
+    /// As pushes of its own channel: a private channel that joined without presence and then tracked.
+    AsPush,
 }
 
 #[derive(Debug)]
@@ -337,9 +486,11 @@ pub struct Hub {
     channels: Slab<Channel>,
     channel_slots: FxHashMap<ChannelId, u32>,
     /// Topic names come from clients, so this map uses the keyed default hasher.
-    topic_slots: HashMap<Arc<str>, u32>,
+    topic_slots: [HashMap<Arc<str>, u32>; 2],
     topics: Slab<Topic>,
     timers: Timers<Timer>,
+    asked: Slab<Asked>,
+    next_ask_serial: u32,
     outputs: VecDeque<Output>,
     dirty: Vec<SocketId>,
     dirty_presence: Vec<u32>,
@@ -373,9 +524,11 @@ impl Hub {
             sockets: Slab::new(),
             channels: Slab::new(),
             channel_slots: FxHashMap::default(),
-            topic_slots: HashMap::new(),
+            topic_slots: Default::default(),
             topics: Slab::new(),
             timers: Timers::default(),
+            asked: Slab::new(),
+            next_ask_serial: 0,
             outputs: VecDeque::new(),
             dirty: Vec::new(),
             dirty_presence: Vec::new(),
@@ -409,6 +562,7 @@ impl Hub {
             }
             Input::Closed(socket) => self.on_closed(socket),
             Input::Peer(message) => self.on_peer(message),
+            Input::Answered(id, answer) => self.on_answer(now, id, answer),
             Input::Tick => self.on_tick(now),
             Input::Drain(Drain::Refuse) => self.is_draining = true,
             Input::Drain(Drain::Close) => self.close_all(),
@@ -478,6 +632,11 @@ impl Hub {
         self.channels.len()
     }
 
+    /// Questions to the database that have no answer yet.
+    pub fn asked_count(&self) -> usize {
+        self.asked.len()
+    }
+
     /// Topics known now: those with members here, and those whose presence is kept here.
     pub fn topic_count(&self) -> usize {
         self.topics.len()
@@ -497,10 +656,10 @@ impl Hub {
     }
 
     /// The hub that keeps a topic's presence. Every hub computes the same.
-    fn home_of(&self, topic: &str) -> u16 {
+    fn home_of(&self, domain: Domain, topic: &str) -> u16 {
         use std::hash::{Hash, Hasher};
         let mut hasher = rustc_hash::FxHasher::default();
-        topic.hash(&mut hasher);
+        (domain, topic).hash(&mut hasher);
         (hasher.finish() % u64::from(self.config.hubs.max(1))) as u16
     }
 
@@ -524,14 +683,14 @@ impl Hub {
     fn on_peer(&mut self, message: PeerMessage) {
         match message {
             PeerMessage::Publish { message, is_presence } => {
-                if let Some(&slot) = self.topic_slots.get(message.topic()) {
+                if let Some(slot) = self.find_topic(message.domain(), message.topic()) {
                     self.deliver_to_members(slot, &message, None, is_presence);
                 }
             }
             PeerMessage::Deliver { message, channels } => self.deliver_to_channels(&message, &channels),
-            PeerMessage::System { channel, ok, text } => {
+            PeerMessage::System { channel, extension, ok, text } => {
                 if let Some(&slot) = self.channel_slots.get(&channel) {
-                    self.push_system(slot, "postgres_changes", ok, &text);
+                    self.push_system(slot, extension, ok, &text);
                 }
             }
             PeerMessage::Track { topic, owner, key, phx_ref, payload } => {

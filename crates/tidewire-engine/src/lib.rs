@@ -19,10 +19,11 @@ mod subscriptions;
 mod timers;
 
 pub use hub::{
-    ChangeCommand, ChannelId, Credential, Drain, Hub, HubConfig, Input, Output, PeerMessage, Report,
-    SocketId, SocketInfo, TokenRefusal, VerifyToken,
+    AccessRefusal, Answer, AskId, ChangeCommand, ChannelId, Credential, Drain, Hub, HubConfig, Input, Output,
+    PeerMessage, Question, Replay, Report, SocketId, SocketInfo, StoredMessage, StoredPayload, TokenRefusal,
+    TopicKey, VerifyToken,
 };
-pub use message::{Body, Message};
+pub use message::{Body, Domain, Message};
 pub use now::Now;
 pub use outbox::{Outbox, Overflow};
 pub use subscriptions::{

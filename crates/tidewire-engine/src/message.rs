@@ -34,19 +34,54 @@ pub enum Body {
     },
 }
 
+/// Public and private channels of one name are different worlds (`PROTOCOL.md` §3.1).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Domain {
+    /// No policies.
+    #[default]
+    Public,
+    /// Policies on `realtime.messages` decide.
+    Private,
+}
+
 /// A message on its way to the members of a topic.
 #[derive(Debug)]
 pub struct Message {
+    domain: Domain,
     topic: Box<str>,
+    /// Id of a stored message, by which a channel recognises what was replayed to it.
+    id: Option<Box<str>>,
     body: Body,
     v1: OnceLock<Option<Bytes>>,
     v2: OnceLock<Option<Bytes>>,
 }
 
 impl Message {
-    /// `topic` is the full topic, `realtime:` included.
+    /// A message of a public topic. `topic` is the full topic, `realtime:` included.
     pub fn new(topic: &str, body: Body) -> Self {
-        Self { topic: topic.into(), body, v1: OnceLock::new(), v2: OnceLock::new() }
+        Self::in_domain(Domain::Public, topic, body)
+    }
+
+    /// A message of a topic in either world.
+    pub fn in_domain(domain: Domain, topic: &str, body: Body) -> Self {
+        Self { domain, topic: topic.into(), id: None, body, v1: OnceLock::new(), v2: OnceLock::new() }
+    }
+
+    /// The same message with the id under which it is stored.
+    #[must_use]
+    pub fn with_id(mut self, id: &str) -> Self {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// Whose members it is for.
+    pub fn domain(&self) -> Domain {
+        self.domain
+    }
+
+    /// Id of a stored message.
+    pub fn id(&self) -> Option<&str> {
+        self.id.as_deref()
     }
 
     /// Full topic.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tidewire_protocol::frame::{Frame, NULL, Payload, Status};
 
+use super::access::{Extension, Permission};
 use super::{Hub, Output, PeerMessage};
 use crate::message::{Body, Message};
 
@@ -13,6 +14,11 @@ const TOO_LARGE: &str = r#""payload_size_exceeded""#;
 
 impl Hub {
     pub(super) fn on_broadcast(&mut self, slot: u32, frame: &Frame<'_>) {
+        match self.may_write(slot, Extension::Broadcast, frame) {
+            Permission::Yes => {}
+            // Neither a refused nor an undecidable broadcast is ever answered (§3.4, Q10).
+            Permission::No | Permission::Deferred => return,
+        }
         let (body, size) = match &frame.payload {
             Payload::Json(payload) => {
                 // A payload that is no object crashes the reference's channel; nobody can send it on
@@ -47,7 +53,8 @@ impl Hub {
             }
             return;
         }
-        let message = Arc::new(Message::new(&frame.topic, body));
+        let domain = self.topics[topic_slot as usize].domain;
+        let message = Arc::new(Message::in_domain(domain, &frame.topic, body));
         let except = (!receives_own).then_some(slot);
         self.deliver_to_members(topic_slot, &message, except, false);
         if self.config.hubs > 1 {

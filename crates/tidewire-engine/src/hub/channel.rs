@@ -7,8 +7,9 @@ use tidewire_protocol::codes::OperationalCode;
 use tidewire_protocol::frame::{Frame, NULL, Status};
 use tidewire_protocol::{join, topic};
 
-use super::{ChangeCommand, ChannelId, Credential, Hub, Output, PeerMessage, Timer};
-use crate::message::channel_frame;
+use super::access::Access;
+use super::{ChangeCommand, ChannelId, Credential, Hub, Output, PeerMessage, Timer, TopicKey};
+use crate::message::{Domain, channel_frame};
 use crate::now::Now;
 use crate::timers::TimerKey;
 
@@ -31,11 +32,14 @@ pub(super) struct Channel {
     pub(super) token_timer: TimerKey,
     pub(super) wants_ack: bool,
     pub(super) receives_own: bool,
-    pub(super) awaits_state: bool,
+    /// Asked for `presence_state` at the join.
+    pub(super) wants_presence: bool,
     pub(super) is_tracked: bool,
     pub(super) has_bindings: bool,
     /// The reply to a leave that takes effect at the end of this turn.
     pub(super) leaving: Option<Box<Bytes>>,
+    /// What a private channel may do and has been told; `None` for a public one.
+    pub(super) access: Option<Box<Access>>,
 }
 
 impl Channel {
@@ -107,8 +111,9 @@ impl Hub {
         let channel = self.channels.remove(slot as usize);
         self.channel_slots.remove(&channel.id);
         self.timers.cancel(channel.token_timer);
+        self.forget_questions(&channel);
         let topic = &mut self.topics[channel.topic as usize];
-        let name = Arc::clone(&topic.name);
+        let key = TopicKey { domain: topic.domain, name: Arc::clone(&topic.name) };
         topic.members.swap_remove(channel.member as usize);
         if let Some(moved) = topic.members.get(channel.member as usize) {
             self.channels[moved.channel as usize].member = channel.member;
@@ -117,7 +122,7 @@ impl Hub {
             self.outputs.push_back(Output::Change(ChangeCommand::Unsubscribe { channel: channel.id }));
         }
         if channel.is_tracked {
-            self.send_home(&name, PeerMessage::Untrack { topic: Arc::clone(&name), owner: channel.id });
+            self.send_home(&key, PeerMessage::Untrack { topic: key.clone(), owner: channel.id });
         }
         self.drop_topic_if_unused(channel.topic);
     }
@@ -155,19 +160,24 @@ impl Hub {
         self.push(socket, frame);
     }
 
+    pub(super) fn find_topic(&self, domain: Domain, name: &str) -> Option<u32> {
+        self.topic_slots[domain as usize].get(name).copied()
+    }
+
     /// Finds or makes a topic.
-    pub(super) fn topic_slot(&mut self, name: &str) -> u32 {
-        if let Some(&slot) = self.topic_slots.get(name) {
+    pub(super) fn topic_slot(&mut self, domain: Domain, name: &str) -> u32 {
+        if let Some(slot) = self.find_topic(domain, name) {
             return slot;
         }
         let name: Arc<str> = name.into();
         let slot = self.topics.insert(super::Topic {
+            domain,
             name: Arc::clone(&name),
             members: Vec::new(),
             presence: None,
             is_presence_dirty: false,
         }) as u32;
-        self.topic_slots.insert(name, slot);
+        self.topic_slots[domain as usize].insert(name, slot);
         slot
     }
 
@@ -175,7 +185,7 @@ impl Hub {
         let Some(topic) = self.topics.get(slot as usize) else { return };
         if topic.members.is_empty() && topic.presence.is_none() && !topic.is_presence_dirty {
             let topic = self.topics.remove(slot as usize);
-            self.topic_slots.remove(&topic.name);
+            self.topic_slots[topic.domain as usize].remove(&topic.name);
         }
     }
 }

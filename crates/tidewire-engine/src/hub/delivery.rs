@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tidewire_protocol::frame::Version;
 
-use super::{ChannelId, Hub, Output, PeerMessage};
+use super::{ChannelId, Hears, HearsPresence, Hub, Output, PeerMessage, TopicKey};
 use crate::message::Message;
 
 /// The frames of one message as this loop has needed them so far.
@@ -30,8 +30,7 @@ impl<'a> Frames<'a> {
 }
 
 impl Hub {
-    /// To every member on this hub, except one channel. Presence diffs are also held back from channels
-    /// that have not got their state yet: it will contain them.
+    /// To every member on this hub that may hear it, except one channel.
     pub(super) fn deliver_to_members(
         &mut self,
         topic: u32,
@@ -42,9 +41,16 @@ impl Hub {
         let mut frames = Frames::new(message);
         for position in 0..self.topics[topic as usize].members.len() {
             let member = self.topics[topic as usize].members[position];
-            if Some(member.channel) == except
-                || (is_presence && self.channels[member.channel as usize].awaits_state)
-            {
+            let hears = member.hears;
+            let is_heard = if is_presence {
+                hears.presence == HearsPresence::Yes
+            } else {
+                hears.broadcast && !(hears.has_replayed && self.was_replayed(member.channel, message))
+            };
+            if !is_heard || Some(member.channel) == except {
+                if is_presence && hears.presence == HearsPresence::AsPush {
+                    self.push_diff(member.channel, message);
+                }
                 continue;
             }
             if let Some(frame) = frames.get(self.sockets[member.socket as usize].version) {
@@ -65,12 +71,23 @@ impl Hub {
     }
 
     /// Hands a message to the hub that keeps the topic's presence, which may be this one.
-    pub(super) fn send_home(&mut self, topic: &str, message: PeerMessage) {
-        let home = self.home_of(topic);
+    pub(super) fn send_home(&mut self, topic: &TopicKey, message: PeerMessage) {
+        let home = self.home_of(topic.domain, &topic.name);
         if home == self.config.hub {
             self.on_peer(message);
         } else {
             self.outputs.push_back(Output::Peer(home, message));
         }
+    }
+
+    pub(super) fn topic_key(&self, channel: u32) -> TopicKey {
+        let topic = &self.topics[self.channels[channel as usize].topic as usize];
+        TopicKey { domain: topic.domain, name: Arc::clone(&topic.name) }
+    }
+
+    /// What a channel is sent.
+    pub(super) fn hears_mut(&mut self, channel: u32) -> &mut Hears {
+        let channel = &self.channels[channel as usize];
+        &mut self.topics[channel.topic as usize].members[channel.member as usize].hears
     }
 }

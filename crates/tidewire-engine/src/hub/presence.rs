@@ -6,10 +6,11 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use tidewire_presence::{Presence, Tracked};
 use tidewire_protocol::codes::OperationalCode;
-use tidewire_protocol::frame::{NULL, Status};
+use tidewire_protocol::frame::{Frame, NULL, Status};
 use tidewire_protocol::json;
 
-use super::{ChannelId, Hub, Output, PeerMessage};
+use super::access::{Extension, Permission};
+use super::{ChannelId, HearsPresence, Hub, Output, PeerMessage, TopicKey};
 use crate::message::{Body, Message, channel_frame};
 use crate::now::Now;
 
@@ -33,7 +34,8 @@ impl Call {
 const NOT_A_MAP: &str = r#"{"reason":"Presence track payload must be a map"}"#;
 
 impl Hub {
-    pub(super) fn on_presence(&mut self, now: Now, slot: u32, reference: &str, payload: &str) {
+    pub(super) fn on_presence(&mut self, now: Now, slot: u32, frame: &Frame<'_>, payload: &str) {
+        let reference = &*frame.reference;
         // Not derived: a `payload` that is null is not the same as none.
         let [event, tracked] = json::fields(payload, ["event", "payload"]).unwrap_or_default();
         let Some(call) = event.map(Call::of) else {
@@ -63,8 +65,16 @@ impl Hub {
                         "Track message size exceeded",
                     );
                 } else {
-                    self.track(slot, tracked);
-                    self.reply_presence(slot, reference, Status::Ok, "{}");
+                    match self.may_write(slot, Extension::Presence, frame) {
+                        Permission::Yes => {
+                            self.track(slot, tracked);
+                            self.note_tracking(slot);
+                            self.reply_presence(slot, reference, Status::Ok, "{}");
+                        }
+                        Permission::No => self.reply_presence(slot, reference, Status::Error, "{}"),
+                        // It comes again and is counted then.
+                        Permission::Deferred => self.channels[slot as usize].presence_calls -= 1,
+                    }
                 }
             }
             Call::Untrack => {
@@ -105,7 +115,7 @@ impl Hub {
             channel.presence_window_start_ms = now.mono_ms;
             channel.presence_calls = 0;
         }
-        channel.presence_calls += 1;
+        channel.presence_calls = channel.presence_calls.saturating_add(1);
         channel.presence_calls <= limit
     }
 
@@ -114,9 +124,9 @@ impl Hub {
         let channel = &mut self.channels[slot as usize];
         channel.is_tracked = true;
         let (owner, key) = (channel.id, channel.presence_key.clone());
-        let topic = Arc::clone(&self.topics[channel.topic as usize].name);
+        let topic = self.topic_key(slot);
         let message =
-            PeerMessage::Track { topic: Arc::clone(&topic), owner, key, phx_ref, payload: payload.into() };
+            PeerMessage::Track { topic: topic.clone(), owner, key, phx_ref, payload: payload.into() };
         self.send_home(&topic, message);
     }
 
@@ -126,29 +136,29 @@ impl Hub {
             return;
         }
         let owner = channel.id;
-        let topic = Arc::clone(&self.topics[channel.topic as usize].name);
-        self.send_home(&topic, PeerMessage::Untrack { topic: Arc::clone(&topic), owner });
+        let topic = self.topic_key(slot);
+        self.send_home(&topic, PeerMessage::Untrack { topic: topic.clone(), owner });
     }
 
     // ── on the home hub ─────────────────────────────────────────────────────────────────────────────
 
     pub(super) fn track_here(
         &mut self,
-        topic: &str,
+        topic: &TopicKey,
         owner: ChannelId,
         key: &str,
         phx_ref: &str,
         payload: &str,
     ) {
-        let slot = self.topic_slot(topic);
+        let slot = self.topic_slot(topic.domain, &topic.name);
         let presence = self.topics[slot as usize].presence.get_or_insert_with(Default::default);
         if presence.track(owner.0, key, phx_ref, payload) != Tracked::Unchanged {
             self.mark_presence_dirty(slot);
         }
     }
 
-    pub(super) fn untrack_here(&mut self, topic: &str, owner: ChannelId) {
-        let Some(&slot) = self.topic_slots.get(topic) else { return };
+    pub(super) fn untrack_here(&mut self, topic: &TopicKey, owner: ChannelId) {
+        let Some(slot) = self.find_topic(topic.domain, &topic.name) else { return };
         let Some(presence) = &mut self.topics[slot as usize].presence else { return };
         if presence.untrack(owner.0) {
             self.mark_presence_dirty(slot);
@@ -183,7 +193,7 @@ impl Hub {
             return;
         }
         let body = Body::Json { event: "presence_diff", payload: diff.into() };
-        let message = Arc::new(Message::new(&topic.name, body));
+        let message = Arc::new(Message::in_domain(topic.domain, &topic.name, body));
         self.deliver_to_members(slot, &message, None, true);
         if self.config.hubs > 1 {
             self.outputs.push_back(Output::Peers(PeerMessage::Publish { message, is_presence: true }));
@@ -191,9 +201,9 @@ impl Hub {
     }
 
     /// The state, after the diffs that it already contains have gone to the others.
-    pub(super) fn answer_state(&mut self, topic: &str, channel: ChannelId) {
+    pub(super) fn answer_state(&mut self, topic: &TopicKey, channel: ChannelId) {
         let mut payload = Vec::new();
-        match self.topic_slots.get(topic).copied() {
+        match self.find_topic(topic.domain, &topic.name) {
             Some(slot) => {
                 if self.topics[slot as usize].is_presence_dirty {
                     self.dirty_presence.retain(|&dirty| dirty != slot);
@@ -217,8 +227,8 @@ impl Hub {
 
     pub(super) fn push_state(&mut self, channel: ChannelId, payload: &Bytes) {
         let Some(&slot) = self.channel_slots.get(&channel) else { return };
-        let channel = &mut self.channels[slot as usize];
-        channel.awaits_state = false;
+        self.hears_mut(slot).presence = HearsPresence::Yes;
+        let channel = &self.channels[slot as usize];
         let socket = channel.socket;
         let version = self.sockets[socket as usize].version;
         let topic = &self.topics[channel.topic as usize].name;

@@ -9,7 +9,7 @@ use tidewire_protocol::codes::{
 use tidewire_protocol::frame::{self, Frame, NULL, Payload, Status, Version};
 use tidewire_protocol::{topic, websocket};
 
-use super::{Credential, Hub, Output, SocketId, SocketInfo, Timer};
+use super::{AskId, Credential, Hub, Output, SocketId, SocketInfo, Timer};
 use crate::message::seal;
 use crate::now::Now;
 use crate::outbox::{FRAME_COST_BYTES, Outbox};
@@ -34,6 +34,9 @@ pub(super) struct Socket {
     pub(super) credential: Arc<Credential>,
     /// Slots of this socket's channels; few, so a list.
     pub(super) channels: Vec<u32>,
+    /// Joins that wait for the database.
+    pub(super) joining: Vec<AskId>,
+    pub(super) headers: Arc<str>,
     pub(super) outbox: Outbox,
 }
 
@@ -52,6 +55,8 @@ impl Socket {
             last_channel_mono_ms: now.mono_ms,
             credential: info.credential,
             channels: Vec::new(),
+            joining: Vec::new(),
+            headers: info.headers,
             outbox: Outbox::default(),
         }
     }
@@ -77,6 +82,7 @@ impl Hub {
         }
         let version = self.sockets[id.index as usize].version;
         match frame::decode_text(version, bytes) {
+            Ok(frame) if self.waits_behind_join(id.index, &frame.topic, bytes, true) => {}
             Ok(frame) => self.route(now, id.index, &frame),
             Err(error) => self.report_malformed(id.index, &error.to_string()),
         }
@@ -91,6 +97,7 @@ impl Hub {
             return;
         }
         match frame::decode_binary(bytes) {
+            Ok(frame) if self.waits_behind_join(id.index, &frame.topic, bytes, false) => {}
             Ok(frame) => self.route(now, id.index, &frame),
             Err(error) => self.report_malformed(id.index, &error.to_string()),
         }
@@ -132,7 +139,7 @@ impl Hub {
         match (&*frame.event, &frame.payload) {
             ("phx_leave", _) => self.on_leave(now, channel, frame),
             ("broadcast", _) => self.on_broadcast(channel, frame),
-            ("presence", Payload::Json(payload)) => self.on_presence(now, channel, &frame.reference, payload),
+            ("presence", Payload::Json(payload)) => self.on_presence(now, channel, frame, payload),
             ("access_token", Payload::Json(payload)) => self.on_access_token(now, channel, payload),
             // Unknown events are not answered (§1.8).
             _ => {}
@@ -266,9 +273,11 @@ impl Hub {
 
     pub(super) fn end_channels(&mut self, id: SocketId) {
         let Some(socket) = self.socket_mut(id) else { return };
+        let joining = std::mem::take(&mut socket.joining);
         for channel in std::mem::take(&mut socket.channels) {
             self.remove_channel(channel);
         }
+        self.forget_joins(joining);
     }
 
     pub(super) fn on_idle_timer(&mut self, now: Now, id: SocketId) {

@@ -26,6 +26,7 @@ impl Hub {
                 let (id, has_bindings, timer) = (channel.id, channel.has_bindings, channel.token_timer);
                 self.timers.cancel(timer);
                 self.channels[slot as usize].token_timer = self.set_token_timer(now, id, &credential);
+                self.recheck_access(slot, true);
                 if has_bindings {
                     let command = ChangeCommand::Reauthorize { channel: id, credential };
                     self.outputs.push_back(Output::Change(command));
@@ -56,6 +57,7 @@ impl Hub {
         match self.verifier.verify(&credential.token, now) {
             Ok(_) => {
                 self.channels[slot as usize].token_timer = self.set_token_timer(now, channel, &credential);
+                self.recheck_access(slot, false);
             }
             Err(refusal) => self.shut_down(now, slot, refusal.code, &refusal.push_message),
         }

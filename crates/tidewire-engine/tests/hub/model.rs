@@ -499,6 +499,7 @@ impl Model {
                 ChangeCommand::Reauthorize { channel, .. } => {
                     assert_eq!(live.get(channel), Some(&true), "{channel:?} is not subscribed");
                 }
+                ChangeCommand::TellWhenReady { .. } => panic!("no channel of this model asks for it"),
                 ChangeCommand::Unsubscribe { channel } => {
                     assert_eq!(live.insert(*channel, false), Some(true), "{channel:?} is not subscribed");
                 }

@@ -13,7 +13,7 @@ use proptest::test_runner::Config as ProptestConfig;
 use serde_json::Value;
 use tidewire_engine::{
     ChangeCommand, Credential, Drain, Hub, HubConfig, Input, Now, Output, PeerMessage, Report, SocketId,
-    SocketInfo, TokenRefusal, VerifyToken,
+    Answer, AskId, Question, SocketInfo, TokenRefusal, VerifyToken,
 };
 use tidewire_protocol::codes::OperationalCode;
 use tidewire_protocol::frame::{Encoding, Version, write_user_broadcast_push};
@@ -116,6 +116,8 @@ pub(crate) struct Server {
     links: Vec<Vec<VecDeque<PeerMessage>>>,
     connections: Vec<Connection>,
     pub(crate) changes: Vec<ChangeCommand>,
+    /// Questions to the database: the hub that asked, the question.
+    pub(crate) asked: Vec<(usize, AskId, Question)>,
     pub(crate) reports: Vec<Report>,
 }
 
@@ -162,6 +164,7 @@ impl Server {
             links: (0..hub_count).map(|_| (0..hub_count).map(|_| VecDeque::new()).collect()).collect(),
             connections: Vec::new(),
             changes: Vec::new(),
+            asked: Vec::new(),
             reports: Vec::new(),
         };
         server.allow(CONNECTION, "anon", 1_000_000);
@@ -186,7 +189,7 @@ impl Server {
 
     pub(crate) fn open(&mut self, hub: usize, version: Version) -> Client {
         let credential = self.tokens.verify(CONNECTION, self.now).expect("the connection's token is valid");
-        let info = SocketInfo { version, credential: Arc::new(credential) };
+        let info = SocketInfo { version, credential: Arc::new(credential), headers: "{}".into() };
         let id = self.hubs[hub].open(self.now, info);
         self.connections.push(Connection {
             hub,
@@ -251,6 +254,12 @@ impl Server {
         self.handle(hub, Input::Closed(id));
     }
 
+    /// Answers the oldest question to the database.
+    pub(crate) fn answer(&mut self, answer: Answer) {
+        let (hub, id, _) = self.asked.remove(0);
+        self.handle(hub, Input::Answered(id, answer));
+    }
+
     fn drain_outputs(&mut self, hub: usize) {
         while let Some(output) = self.hubs[hub].poll_output() {
             match output {
@@ -264,6 +273,7 @@ impl Server {
                     }
                 }
                 Output::Change(command) => self.changes.push(command),
+                Output::Ask(id, question) => self.asked.push((hub, id, question)),
                 Output::Disconnect(id) => {
                     let connection = self
                         .connections

@@ -44,7 +44,7 @@ fn role_of(command: &ChangeCommand) -> &str {
         ChangeCommand::Subscribe { credential, .. } | ChangeCommand::Reauthorize { credential, .. } => {
             &credential.role
         }
-        ChangeCommand::Unsubscribe { .. } => "",
+        ChangeCommand::Unsubscribe { .. } | ChangeCommand::TellWhenReady { .. } => "",
     }
 }
 
