@@ -43,6 +43,8 @@ pub(crate) struct Outcome {
     pub(crate) server_cpu_s: f64,
     pub(crate) server_cores: f64,
     pub(crate) generator_cores: f64,
+    /// What else ran on the machine meanwhile: the noise of this run.
+    pub(crate) other_cores: f64,
     pub(crate) rss_before: u64,
     pub(crate) rss_connected: u64,
     pub(crate) rss_after: u64,
@@ -180,6 +182,7 @@ pub(crate) fn measure(
     process::reset_peak(server.pid);
     let cpu_before = server.usage()?.cpu_s;
     let own_before = process::own_cpu_s();
+    let machine_before = process::machine_cpu_s();
     let began = Instant::now();
     let schedule = Schedule {
         start: clock.now() + nanos(HEAD_START),
@@ -205,6 +208,9 @@ pub(crate) fn measure(
 
     let usage = server.usage()?;
     let wall_s = began.elapsed().as_secs_f64();
+    let server_cpu_s = usage.cpu_s - cpu_before;
+    let own_cpu_s = process::own_cpu_s() - own_before;
+    let other_cpu_s = process::machine_cpu_s() - machine_before - server_cpu_s - own_cpu_s;
     let per_topic = (shape.subscribers / shape.topics) as u64;
     let all: u64 = sent.per_topic.iter().map(|sent| u64::from(*sent) * per_topic).sum();
     let excluded: u64 = (tally.excluded_from..shape.subscribers)
@@ -217,9 +223,10 @@ pub(crate) fn measure(
         latency: tally.latency,
         sent,
         elapsed_s: tally.last_at.saturating_sub(schedule.start) as f64 / 1e9,
-        server_cpu_s: usage.cpu_s - cpu_before,
-        server_cores: (usage.cpu_s - cpu_before) / wall_s,
-        generator_cores: (process::own_cpu_s() - own_before) / wall_s,
+        server_cpu_s,
+        server_cores: server_cpu_s / wall_s,
+        generator_cores: own_cpu_s / wall_s,
+        other_cores: other_cpu_s.max(0.0) / wall_s,
         rss_before,
         rss_connected,
         rss_after: usage.rss,
@@ -295,8 +302,8 @@ fn print(shape: &ShapeArgs, frames: FrameArgs, outcomes: &[Outcome]) {
     table
         .row("server CPU-seconds per million deliveries", &all(&|it| format!("{:.2}", it.cpu_per_million())));
     table.row(
-        "cores used by server, by generator",
-        &all(&|it| format!("{:.2}, {:.2}", it.server_cores, it.generator_cores)),
+        "cores used by server, by generator, by everything else",
+        &all(&|it| format!("{:.2}, {:.2}, {:.2}", it.server_cores, it.generator_cores, it.other_cores)),
     );
     table.row(
         "server RSS before, connected, after, peak",
@@ -355,12 +362,13 @@ pub(crate) fn find_most(
             let outcome = measure_plain(server, step, frames, memory_limit_mib)?;
             let verdict = outcome.shortfall();
             output::note(&format!(
-                "{} deliveries/s offered: {} (p99 {} ms, {:.2} CPU-s per million, peak {})",
+                "{} deliveries/s offered: {} (p99 {} ms, {:.2} CPU-s per million, peak {}, others {:.2} cores)",
                 count(outcome.offered),
                 verdict.as_deref().unwrap_or("sustained"),
                 ms(outcome.p(0.99)),
                 outcome.cpu_per_million(),
                 mib(outcome.rss_peak),
+                outcome.other_cores,
             ));
             // What is still under way belongs to this step.
             std::thread::sleep(Duration::from_millis(500));

@@ -14,13 +14,30 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// The command as it was given, for the record.
+/// Options whose values must not be seen.
+const SECRETS: [&str; 3] = ["--key", "--jwt-secret", "--db-url"];
+
+/// The command as it was given, for the record; without secrets.
 pub(crate) fn command() -> String {
-    let mut words: Vec<String> = std::env::args().collect();
-    if let Some(first) = words.first_mut() {
-        *first = "tidewire-bench".into();
+    discreet(std::env::args().skip(1))
+}
+
+fn discreet(words: impl Iterator<Item = String>) -> String {
+    let mut said = String::from("tidewire-bench");
+    let mut is_secret = false;
+    for word in words {
+        said.push(' ');
+        match word.split_once('=') {
+            _ if is_secret => said.push('…'),
+            Some((option, _)) if SECRETS.contains(&option) => {
+                said.push_str(option);
+                said.push_str("=…");
+            }
+            _ => said.push_str(&word),
+        }
+        is_secret = SECRETS.contains(&word.as_str());
     }
-    words.join(" ")
+    said
 }
 
 /// A count with thousands separated by spaces.
@@ -73,6 +90,15 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_command_is_shown_without_secrets() {
+        let words = ["idle", "--key", "k", "--pid", "7", "--jwt-secret=s", "--db-url", "postgres://u:p@h"];
+        assert_eq!(
+            discreet(words.into_iter().map(str::to_owned)),
+            "tidewire-bench idle --key … --pid 7 --jwt-secret=… --db-url …"
+        );
+    }
 
     #[test]
     fn counts_are_grouped_by_thousands() {

@@ -67,6 +67,22 @@ pub(crate) fn descendants_cpu_s(pid: u32) -> f64 {
     times.iter().filter(|(id, _)| is_descendant(**id)).map(|(_, time)| time).sum()
 }
 
+/// Processor time of everything on the machine, stolen time included, seconds.
+pub(crate) fn machine_cpu_s() -> f64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    busy_ticks(&stat) as f64 / rustix::param::clock_ticks_per_second() as f64
+}
+
+/// All but the idle and waiting times of the first line; guests are contained in the user time.
+fn busy_ticks(stat: &str) -> u64 {
+    let total = stat.lines().next().unwrap_or_default();
+    let fields = total.split_whitespace().skip(1).take(8).enumerate();
+    fields
+        .filter(|(place, _)| !matches!(place, 3 | 4))
+        .filter_map(|(_, field)| field.parse::<u64>().ok())
+        .sum()
+}
+
 /// Processor time of this process, seconds.
 pub(crate) fn own_cpu_s() -> f64 {
     seconds_of(ClockId::ProcessCPUTime)
@@ -137,6 +153,11 @@ mod tests {
         let ticks = rustix::param::clock_ticks_per_second() as f64;
         assert_eq!(cpu_of_stat(stat), Some(200.0 / ticks));
         assert_eq!(fields_of_stat(stat).and_then(|fields| fields.get(1).copied()), Some("1"));
+    }
+
+    #[test]
+    fn idle_time_is_not_busy_and_guests_count_once() {
+        assert_eq!(busy_ticks("cpu  1 2 4 800 900 8 16 32 5000 6000\ncpu0 7 7 7 7\n"), 63);
     }
 
     #[test]

@@ -102,12 +102,13 @@ fn most(
     } else {
         let middle = fanout::median(&found, Outcome::deliveries_per_s);
         format!(
-            "{} (p99 {} ms, {:.2} CPU-s per million, peak RSS {}; runs: {})",
+            "{} (p99 {} ms, {:.2} CPU-s per million, peak RSS {}; runs: {}; other processes {} cores)",
             count(middle.deliveries_per_s()),
             ms(middle.p(0.99)),
             middle.cpu_per_million(),
             mib(middle.rss_peak),
             each(&found, |it| count(it.deliveries_per_s())),
+            each(&found, |it| format!("{:.2}", it.other_cores)),
         )
     };
     let mut ceilings = Vec::new();
@@ -169,10 +170,11 @@ fn fixed(
     rows.push(Row {
         what: words.tail,
         measured: format!(
-            "{} / {} ms (p99 of runs: {})",
+            "{} / {} ms (p99 of runs: {}; other processes {} cores)",
             ms(tail.p(0.5)),
             ms(tail.p(0.99)),
-            each(&outcomes, |it| ms(it.p(0.99)))
+            each(&outcomes, |it| ms(it.p(0.99))),
+            each(&outcomes, |it| format!("{:.2}", it.other_cores))
         ),
         ceiling: format!("direct write {}", two(raw_tail)),
         target: words.tail_target,

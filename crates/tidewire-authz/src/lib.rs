@@ -9,10 +9,12 @@
 #![forbid(unsafe_code)]
 
 pub mod identity;
+pub mod messages;
 pub mod token;
 pub mod visibility;
 
 pub use identity::Identity;
+pub use messages::{Grants, ProbeError, ReplayedMessage, ReplayedPayload};
 pub use token::{TokenError, Verifier, sign_hs256};
 pub use visibility::{
     AccessError, Authenticator, AuthenticatorConfig, BindingCondition, BindingRefusal, Column, Judgement,

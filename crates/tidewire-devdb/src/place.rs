@@ -39,7 +39,7 @@ pub(crate) struct Place {
     /// Whom the programs run as.
     pub(crate) account: Account,
     /// Held until the cluster is gone.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Place {
@@ -85,7 +85,7 @@ impl Place {
         Ok(Self { data: base.join("pg"), dir, account, _lock: lock })
     }
 
-    fn existing(dir: PathBuf, data: PathBuf, lock: File) -> Result<Self, DevDbError> {
+    fn existing(dir: PathBuf, data: PathBuf, lock: Lock) -> Result<Self, DevDbError> {
         let account = match fs::metadata(&data) {
             Ok(metadata) if !is_root() && metadata.uid() != rustix::process::geteuid().as_raw() => {
                 let source = std::io::Error::other("the cluster in it belongs to another user");
@@ -135,7 +135,19 @@ fn has_our_files(dir: &Path) -> bool {
         .any(|name| dir.join(name).exists())
 }
 
-fn lock(dir: &Path) -> Result<File, DevDbError> {
+/// The lock on a data folder.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing alone is not enough: a process that another thread has just forked holds a copy of the
+        // file until it runs its program, and with the copy the lock.
+        let _ = self.0.unlock();
+    }
+}
+
+fn lock(dir: &Path) -> Result<Lock, DevDbError> {
     let path = dir.join("postgres.lock");
     let not_writable = |source| DevDbError::DataDirNotWritable { dir: dir.to_owned(), source };
     let mut file = OpenOptions::new()
@@ -157,7 +169,7 @@ fn lock(dir: &Path) -> Result<File, DevDbError> {
     }
     file.set_len(0).map_err(not_writable)?;
     file.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(not_writable)?;
-    Ok(file)
+    Ok(Lock(file))
 }
 
 /// Writes a file that only its owner may read; it is whole or not there.

@@ -67,6 +67,13 @@ impl Instance {
     }
 }
 
+impl Drop for Instance {
+    fn drop(&mut self) {
+        // Closing alone leaves the lock to a process that is being forked at this moment.
+        let _ = self.file.unlock();
+    }
+}
+
 fn in_use(dir: &Path, text: &str) -> Failure {
     let mut lines = text.lines();
     let pid = lines.next().unwrap_or("unknown");

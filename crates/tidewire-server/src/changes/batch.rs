@@ -305,7 +305,9 @@ impl Batcher {
             *roles_checked = self.check_roles(relation, database).await;
         }
         let table = match self.table(relation, transaction.xid, database).await {
-            Ok(table) => table,
+            Ok(Some(table)) => table,
+            // Dropped meanwhile: nothing says any more who may see what of it.
+            Ok(None) => return,
             Err(text) => return self.disturb(table_id, &text, registry),
         };
         let is_full = table.identity == ReplicaIdentity::Full;
@@ -343,26 +345,31 @@ impl Batcher {
             || change.table.catalogue.roles.values().any(|access| !change.table.key_is_selectable(access))
     }
 
-    /// The table as the catalogue and the stream describe it. Without it nobody can be shown anything.
+    /// The table as the catalogue and the stream describe it; `None` if it is gone. Without it nobody can be
+    /// shown anything.
     async fn table(
         &mut self,
         relid: u32,
         xid: u32,
         database: &Database,
-    ) -> Result<Arc<PublishedTable>, String> {
+    ) -> Result<Option<Arc<PublishedTable>>, String> {
         if let Some(table) = self.tables.get(&relid) {
-            return Ok(Arc::clone(table));
+            return Ok(Some(Arc::clone(table)));
         }
         let authenticator = &database.authenticator;
         // The transaction may itself have hidden what it wrote, and the catalogue would not show that yet.
         let xids = [xid];
         patiently("visibility", || authenticator.wait_visible(&xids, VISIBILITY_TIMEOUT)).await?;
-        let catalogue = patiently("the catalogue", || authenticator.table(relid)).await?;
+        let look = async || match authenticator.table(relid).await {
+            Err(AccessError::NoTable { .. }) => Ok(None),
+            other => other.map(Some),
+        };
+        let Some(catalogue) = patiently("the catalogue", look).await? else { return Ok(None) };
         let relation =
             self.relations.get(&relid).ok_or("ChangeStreamProtocolViolation: a row of no relation")?;
         let table = Arc::new(PublishedTable::new(Arc::new(catalogue), relation));
         self.tables.insert(relid, Arc::clone(&table));
-        Ok(table)
+        Ok(Some(table))
     }
 
     /// Forgets all tables if roles have changed. Returns whether this batch needs no further look.

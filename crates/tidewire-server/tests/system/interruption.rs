@@ -36,7 +36,7 @@ impl Writer {
                 let to = from + size;
                 // What of it was committed before the connection broke is not inserted again.
                 let sql = format!(
-                    "insert into games select n from generate_series({from}, {to} - 1) n on conflict do nothing"
+                    "insert into games select n, 'open' from generate_series({from}, {to} - 1) n on conflict do nothing"
                 );
                 match session.batch_execute(&sql).await {
                     Ok(()) => {
@@ -72,24 +72,26 @@ impl Writer {
 }
 
 fn ids(changes: &[Value]) -> Vec<i64> {
-    of_records(changes, "id").iter().map(|id| id.as_i64().unwrap()).collect()
+    of_records(changes, "id").iter().map(|id| id.as_i64().expect("an id")).collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn restarts_of_postgres_lose_nothing_and_repeat_nothing() {
+/// What clients hear over three restarts of Postgres, one of them a crash.
+async fn over_restarts(sql: &str, bindings: &Value) {
     let postgres = Arc::new(Postgres::start_with(&[("max_prepared_transactions", "5")], GAMES).await);
+    postgres.sql(sql).await;
     let server = TestServer::start_live(&postgres).await;
     let mut client = server.client("anon").await;
-    client.listen("realtime:a", &all_of("games")).await;
+    client.listen("realtime:a", bindings).await;
     let writer = Writer::start(&postgres);
     let mut prepared = Vec::new();
     for (round, how) in [Shutdown::Fast, Shutdown::Immediate, Shutdown::Fast].into_iter().enumerate() {
         writer.goes_on().await;
         // Open over the restart: one that ends with its session, one that survives and commits later.
         let open = postgres.session().await;
-        open.batch_execute("begin; insert into games values (-1)").await.unwrap();
+        open.batch_execute("begin; insert into games values (-1, 'open')").await.unwrap();
         let id = -10 - round as i64;
-        let preparing = format!("begin; insert into games values ({id}); prepare transaction 'p{round}'");
+        let preparing =
+            format!("begin; insert into games values ({id}, 'open'); prepare transaction 'p{round}'");
         postgres.session().await.batch_execute(&preparing).await.unwrap();
         postgres.restart(how).await;
         server.wait_live().await;
@@ -98,12 +100,51 @@ async fn restarts_of_postgres_lose_nothing_and_repeat_nothing() {
         prepared.push(id);
     }
     let last = writer.finish().await;
-    postgres.sql(&format!("insert into games values ({LAST})")).await;
+    postgres.sql(&format!("insert into games values ({LAST}, 'open')")).await;
 
     let arrived = ids(&client.changes_until("realtime:a", has_id(LAST)).await);
     let (of_writer, of_prepared): (Vec<i64>, Vec<i64>) = arrived.into_iter().partition(|id| *id > 0);
     assert_eq!(of_writer, (1..=last).collect::<Vec<_>>());
     assert_eq!(of_prepared, prepared);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarts_of_postgres_lose_nothing_and_repeat_nothing() {
+    over_restarts("select", &all_of("games")).await;
+}
+
+/// What was in the stream when Postgres went down is asked about when it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarts_lose_nothing_either_where_postgres_has_to_be_asked() {
+    let policy = "alter table games enable row level security;
+                  create policy p on games for select using (status = 'open' and id <> 0)";
+    over_restarts(policy, &crate::filtered("games", "status=ilike.OPEN")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_of_the_authenticator_killed_amid_questions_lose_nothing() {
+    let postgres = Arc::new(Postgres::start(GAMES).await);
+    postgres
+        .sql(
+            "alter table games enable row level security;
+             create policy p on games for select using (status = 'open')",
+        )
+        .await;
+    let server = TestServer::start_live(&postgres).await;
+    let mut client = server.client("anon").await;
+    client.listen("realtime:a", &all_of("games")).await;
+    let writer = Writer::start(&postgres);
+    for _ in 0..15 {
+        writer.goes_on().await;
+        postgres
+            .rows("select pg_terminate_backend(pid, 10000) from pg_stat_activity where usename = 'authenticator'")
+            .await;
+    }
+    let last = writer.finish().await;
+    postgres.sql(&format!("insert into games values ({LAST}, 'open')")).await;
+    let arrived = ids(&client.changes_until("realtime:a", has_id(LAST)).await);
+    assert_eq!(arrived, (1..=last).collect::<Vec<_>>());
     server.stop().await;
 }
 
@@ -169,6 +210,35 @@ async fn a_slot_dropped_behind_our_back_is_a_new_beginning_that_channels_are_tol
     postgres.sql("insert into games values (1)").await;
     assert_eq!(client.change("realtime:a").await["data"]["record"]["id"], 1);
     assert!(postgres.value::<bool>("select active from pg_replication_slots").await);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_whose_log_was_removed_meanwhile_is_a_new_beginning_that_channels_are_told_of() {
+    let postgres = Postgres::start_with(&[("max_slot_wal_keep_size", "1MB")], GAMES).await;
+    let server = TestServer::start_live(&postgres).await;
+    let mut client = server.client("anon").await;
+    client.listen("realtime:a", &all_of("games")).await;
+    // The server is locked out while the log grows beyond what is kept for it.
+    postgres.sql("alter role tidewire_replication nologin").await;
+    postgres.terminate_walsender(SLOT).await;
+    eventually("the slot to be lost", || async {
+        postgres
+            .sql("insert into games values (1) on conflict (id) do update set status = games.status")
+            .await;
+        postgres.rows("select pg_switch_wal()").await;
+        postgres.sql("checkpoint").await;
+        postgres.value::<bool>("select wal_status = 'lost' from pg_replication_slots").await.then_some(())
+    })
+    .await;
+    postgres.sql("alter role tidewire_replication login").await;
+    let mut told = client.system("realtime:a").await;
+    while told.0 == "error" {
+        told = client.system("realtime:a").await;
+    }
+    assert_eq!(told.1, "Subscribed to PostgreSQL");
+    postgres.sql("insert into games values (2)").await;
+    assert_eq!(ids(&[client.change("realtime:a").await["data"].take()]), [2]);
     server.stop().await;
 }
 

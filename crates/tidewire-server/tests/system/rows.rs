@@ -92,6 +92,36 @@ async fn partitions_arrive_under_the_name_that_the_publication_gives_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_and_columns_that_the_publication_leaves_out_do_not_arrive() {
+    let postgres = Postgres::start(
+        "create table games (id int primary key, status text, secret text);
+         alter publication supabase_realtime add table games (id, status) where (id > 0)",
+    )
+    .await;
+    let server = TestServer::start_live(&postgres).await;
+    let mut client = server.client("anon").await;
+    client.listen("realtime:a", &all_of("games")).await;
+    postgres
+        .sql(
+            "insert into games values (-1, 'a', 's'), (1, 'b', 's');
+             update games set id = 2 where id = -1; update games set id = -1 where id = 1;
+             truncate games; insert into games values (3)",
+        )
+        .await;
+    let changes = client.changes_until("realtime:a", has_id(3)).await;
+    let seen: Vec<_> =
+        changes.iter().map(|data| json!([data["type"], data["record"], data["old_record"]])).collect();
+    // Postgres itself turns what comes in into an INSERT and what goes out into a DELETE.
+    let wanted = [
+        json!(["INSERT", {"id": 1, "status": "b"}, null]),
+        json!(["INSERT", {"id": 2, "status": "a"}, null]),
+        json!(["DELETE", null, {"id": 1}]),
+    ];
+    assert_eq!(seen, wanted);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn odd_names_and_generated_columns_are_taken_as_they_are() {
     let postgres = Postgres::start(
         r#"create schema "Odd ""Schema""";

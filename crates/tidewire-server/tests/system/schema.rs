@@ -2,6 +2,8 @@
 //!
 //! Spec: PROTOCOL.md §5.2, §5.6, §5.7, §5.11.
 
+use std::time::Instant;
+
 use serde_json::{Value, json};
 use tidewire_testkit::{Postgres, TestServer};
 
@@ -49,6 +51,31 @@ async fn a_table_published_after_a_wide_subscription_arrives_from_its_first_chan
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_published_while_a_wide_binding_is_checked_is_not_missed() {
+    let postgres = Postgres::start(GAMES).await;
+    let server = TestServer::start_live(&postgres).await;
+    let mut client = server.client("anon").await;
+    for round in 0..30 {
+        let publish = format!(
+            "create table t{round} (id int primary key);
+             alter publication supabase_realtime add table t{round};"
+        );
+        let (topic, binding) = (format!("realtime:{round}"), json!([{"event": "*", "schema": "public"}]));
+        // The first change, in which the stream names the table, falls before, into and behind the check.
+        let publishing = async {
+            postgres.sql(&publish).await;
+            postgres.sql(&format!("insert into t{round} values (1)")).await;
+        };
+        tokio::join!(publishing, client.listen(&topic, &binding));
+        postgres.sql(&format!("insert into t{round} values (2)")).await;
+        let table = format!("t{round}");
+        client.changes_until(&topic, |data| data["table"] == table.as_str() && has_id(2)(data)).await;
+        client.leave(&topic).await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_dropped_and_made_again_under_its_name_is_listened_to_again() {
     let postgres = Postgres::start(
         "create table scores (id int primary key); alter publication supabase_realtime add table scores",
@@ -58,6 +85,7 @@ async fn a_table_dropped_and_made_again_under_its_name_is_listened_to_again() {
     let mut client = server.client("anon").await;
     client.listen("realtime:a", &all_of("scores")).await;
     postgres.sql("insert into scores values (1)").await;
+    assert_eq!(client.change("realtime:a").await["data"]["record"], json!({"id": 1}));
     postgres
         .sql(
             "drop table scores;
@@ -66,8 +94,48 @@ async fn a_table_dropped_and_made_again_under_its_name_is_listened_to_again() {
         )
         .await;
     postgres.sql("insert into scores values (2, 20)").await;
-    assert_eq!(client.change("realtime:a").await["data"]["record"], json!({"id": 1}));
     assert_eq!(client.change("realtime:a").await["data"]["record"], json!({"id": 2, "points": 20}));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_dropped_right_after_its_change_holds_up_nobody() {
+    let postgres = Postgres::start(GAMES).await;
+    let server = TestServer::start_live(&postgres).await;
+    let mut client = server.client("anon").await;
+    client.listen("realtime:games", &all_of("games")).await;
+    for (round, (made, filter, is_known)) in [
+        ("select", "id=gt.0", false),
+        ("select", "id=gt.0", true),
+        ("select", "body=ilike.X", true),
+        (
+            "alter table t enable row level security; create policy p on t for select using (id > 0)",
+            "id=gt.0",
+            true,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        postgres
+            .sql(&format!(
+                "create table t (id int primary key, body text); alter publication supabase_realtime add table t; {made}"
+            ))
+            .await;
+        let topic = format!("realtime:{round}");
+        client.listen(&topic, &filtered("t", filter)).await;
+        if is_known {
+            postgres.sql("insert into t values (1, 'x')").await;
+            client.change(&topic).await;
+        }
+        let began = Instant::now();
+        // When the log has this transaction, the table is gone for everybody who asks.
+        postgres.sql("insert into t values (2, 'x'); drop table t").await;
+        postgres.sql(&format!("insert into games values ({round})")).await;
+        assert_eq!(client.change("realtime:games").await["data"]["record"]["id"], round);
+        // Below what an unanswered question is waited for.
+        assert!(began.elapsed().as_secs() < 5, "round {round}: {:?}", began.elapsed());
+    }
     server.stop().await;
 }
 

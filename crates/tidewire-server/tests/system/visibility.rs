@@ -132,8 +132,8 @@ async fn with_a_deaf_standby() -> Postgres {
 /// Begins a commit that waits for the standby: it is in the stream, and no other session sees it.
 async fn held_commit(postgres: &Postgres, sql: &str) -> JoinHandle<()> {
     let session = postgres.session().await;
-    session.batch_execute("set synchronous_commit = on").await.unwrap();
-    let pid: i32 = session.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    session.batch_execute("set synchronous_commit = on").await.expect("the setting");
+    let pid: i32 = session.query_one("select pg_backend_pid()", &[]).await.expect("its pid").get(0);
     let sql = sql.to_owned();
     let commit = tokio::spawn(async move { session.batch_execute(&sql).await.expect("the commit ends") });
     let waits =
