@@ -223,6 +223,13 @@ pub enum PeerMessage {
         /// Text.
         text: String,
     },
+    /// Ends a channel with a `system` error (§1.9).
+    ShutDown {
+        /// The channel.
+        channel: ChannelId,
+        /// Text of the error.
+        text: String,
+    },
     /// To the home hub: a channel tracks.
     Track {
         /// Topic.
@@ -561,6 +568,11 @@ impl Hub {
                 self.note_alive(now, socket);
             }
             Input::Closed(socket) => self.on_closed(socket),
+            Input::Peer(PeerMessage::ShutDown { channel, text }) => {
+                if let Some(&slot) = self.channel_slots.get(&channel) {
+                    self.shut_down(now, slot, OperationalCode::ChannelShutdown, &text);
+                }
+            }
             Input::Peer(message) => self.on_peer(message),
             Input::Answered(id, answer) => self.on_answer(now, id, answer),
             Input::Tick => self.on_tick(now),
@@ -699,6 +711,8 @@ impl Hub {
             PeerMessage::Untrack { topic, owner } => self.untrack_here(&topic, owner),
             PeerMessage::StateRequest { topic, channel } => self.answer_state(&topic, channel),
             PeerMessage::State { channel, payload } => self.push_state(channel, &payload),
+            // Needs the time; handled where inputs arrive.
+            PeerMessage::ShutDown { .. } => {}
         }
     }
 

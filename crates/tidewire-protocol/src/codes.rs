@@ -100,6 +100,21 @@ operational_codes! {
     RealtimeRestarting: [JoinReply],
         "the server is shutting down and takes no new joins",
         "nothing to do: clients reconnect by themselves; if it lasts, look at why the process is stopping";
+    RlsPolicyError: [Log],
+        "a policy of `realtime.messages` raised, or the token's role does not exist; the client sees `Unauthorized`",
+        "try the policies under this role and these claims; `explain` which one raises";
+    UnableToSetPolicies: [Log],
+        "the policies of `realtime.messages` could not be evaluated for another reason",
+        "look at the database error in the log line";
+    QueryCanceled: [JoinReply System Log],
+        "evaluating the policies took longer than the statement timeout",
+        "make the policies of `realtime.messages` cheaper: add an index, write `(select auth.uid())`";
+    MissingPartition: [JoinReply Log],
+        "there is no partition of `realtime.messages` for today",
+        "give the server `database.maintenance_url`, or create the day's partition";
+    IncreaseConnectionPool: [JoinReply Log],
+        "no connection was free to evaluate policies in time",
+        "raise `database.pool_size`, or make the policies cheaper";
     PrivateOnly: [JoinReply],
         "a public join on a tenant that allows private channels only",
         "join with `config: { private: true }`, or set `private_only` of the tenant to false";

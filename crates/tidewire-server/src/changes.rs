@@ -33,6 +33,7 @@ mod task;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tidewire_authz::{Authenticator, AuthenticatorConfig};
 use tidewire_engine::ChangeCommand;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -121,14 +122,29 @@ pub(crate) fn start(
     config: &ServerConfig,
     receiver: ChangeReceiver,
     shards: Shards,
+    authenticator: Option<&Authenticator>,
     shutdown: CancellationToken,
 ) -> Result<(watch::Receiver<ChangeStatus>, tokio::task::JoinHandle<()>), tokio_postgres::Error> {
     let first = if config.database.is_some() { ChangeStatus::Connecting } else { ChangeStatus::Off };
     let (status, watcher) = watch::channel(first);
-    let database =
-        config.database.as_ref().map(|database| task::Database::new(database, config)).transpose()?;
+    let database = match (&config.database, authenticator) {
+        (Some(database), Some(authenticator)) => Some(task::Database::new(database, authenticator.clone())?),
+        _ => None,
+    };
     let task = task::ChangeTask::new(config, database, receiver, shards, status);
     Ok((watcher, tokio::spawn(task.run(shutdown))))
+}
+
+/// The sessions that speak for subscribers, shared by everything that asks on their behalf.
+pub(crate) fn authenticator(config: &ServerConfig) -> Result<Option<Authenticator>, tokio_postgres::Error> {
+    let Some(database) = &config.database else { return Ok(None) };
+    Ok(Some(Authenticator::new(AuthenticatorConfig {
+        postgres: parse_url(database.authenticator_url.expose())?,
+        pool_size: database.pool_size,
+        search_path: database.search_path.clone(),
+        statement_timeout: std::time::Duration::from_secs(5),
+        roles: config.tenant.roles.clone(),
+    })))
 }
 
 /// Parses the two logins of a database.

@@ -78,6 +78,12 @@ pub struct DatabaseConfig {
     /// Publication whose tables are offered.
     #[serde(default = "default_publication")]
     pub publication: String,
+    /// Publication of `realtime.messages`; without it there is no broadcast from the database.
+    #[serde(default = "default_messages_publication")]
+    pub messages_publication: String,
+    /// Login that owns `realtime.messages` and keeps its partitions; without one somebody else has to.
+    #[serde(default)]
+    pub maintenance_url: Option<Secret>,
     /// Name of the replication slot.
     #[serde(default = "default_slot")]
     pub slot: String,
@@ -91,6 +97,9 @@ pub struct DatabaseConfig {
 
 fn default_publication() -> String {
     "supabase_realtime".into()
+}
+fn default_messages_publication() -> String {
+    "supabase_realtime_messages_publication".into()
 }
 fn default_slot() -> String {
     "tidewire_changes".into()

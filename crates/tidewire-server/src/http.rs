@@ -7,6 +7,7 @@
 //! Every path exists twice: as the server itself has it, and below `/realtime/v1` as clients see it
 //! behind a gateway (`PROTOCOL.md` §1.1).
 
+mod authorize;
 mod broadcast;
 mod demo;
 mod handshake;
@@ -24,6 +25,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tidewire_authz::Authenticator;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +46,7 @@ pub(crate) struct App {
     pub(crate) tokens: Arc<TenantTokens>,
     pub(crate) shards: Shards,
     pub(crate) changes: watch::Receiver<ChangeStatus>,
+    pub(crate) authenticator: Option<Authenticator>,
     pub(crate) demo: Option<Arc<demo::Demo>>,
 }
 
@@ -53,9 +56,10 @@ impl App {
         tokens: Arc<TenantTokens>,
         shards: Shards,
         changes: watch::Receiver<ChangeStatus>,
+        authenticator: Option<Authenticator>,
     ) -> Self {
         let demo = demo::Demo::new(&config).map(Arc::new);
-        Self { config, tokens, shards, changes, demo }
+        Self { config, tokens, shards, changes, authenticator, demo }
     }
 
     /// Whether the Host header means the tenant of this server: an IP literal, `localhost`, a first label
@@ -89,6 +93,7 @@ fn routes(app: App) -> Router {
     let api = Router::new()
         .route("/ping", get(ping))
         .route("/broadcast", post(broadcast::batch))
+        .route("/broadcast/{topic}/events/{event}", post(broadcast::single))
         .layer(DefaultBodyLimit::max(app.config.limits.max_body_bytes))
         .layer(middleware::from_fn(cross_origin));
     let mut router = Router::new()
@@ -146,6 +151,14 @@ async fn ready(State(app): State<App>) -> Response {
             json_response(StatusCode::SERVICE_UNAVAILABLE, &format!(r#"{{"ready":false,"code":"{code}"}}"#))
         }
     }
+}
+
+/// Headers as a JSON object, names in lower case, values as text.
+fn headers_json<'h>(headers: impl Iterator<Item = (&'h header::HeaderName, &'h HeaderValue)>) -> String {
+    let object: serde_json::Map<String, serde_json::Value> = headers
+        .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into()))
+        .collect();
+    serde_json::Value::Object(object).to_string()
 }
 
 pub(crate) fn json_response(status: StatusCode, body: &str) -> Response {

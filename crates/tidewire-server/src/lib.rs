@@ -9,11 +9,15 @@
 //! | `http` | accepting, handshake, broadcast API, page |
 //! | `shard` | one event loop per core, its sockets and its hub |
 //! | `changes` | the replication stream and who gets its changes |
+//! | `access` | what hubs ask about private channels |
+//! | `maintenance` | upkeep of `realtime.messages` |
 //! | `tokens` | the tenant's verifier |
 
+mod access;
 mod changes;
 pub mod config;
 mod http;
+mod maintenance;
 mod shard;
 mod tokens;
 
@@ -107,24 +111,31 @@ impl Server {
             config.tenant.roles.clone(),
         ));
         let verifier: Arc<dyn VerifyToken> = Arc::<tokens::TenantTokens>::clone(&tokens);
+        // Cannot fail after validation, which parses the same URLs.
+        let unusable = |_| {
+            let message = "the URLs cannot be parsed".into();
+            StartError::Config(vec![config::ConfigProblem { path: "database", message }])
+        };
+        let authenticator = changes::authenticator(&config).map_err(unusable)?;
+        let maintenance = config.database.as_ref().and_then(|database| database.maintenance_url.as_ref());
+        let maintenance =
+            maintenance.map(|url| changes::parse_url(url.expose())).transpose().map_err(unusable)?;
         let (sender, receiver) = changes::channel();
-        let (shards, threads) =
-            Shards::start(hub_configs(&config), &verifier, &sender).map_err(StartError::EventLoop)?;
+        let access = access::Access::new(authenticator.clone());
+        let (shards, threads) = Shards::start(hub_configs(&config), &verifier, &sender, &access)
+            .map_err(StartError::EventLoop)?;
         // The change stream outlives the sockets: it takes their last commands.
         let stop_changes = CancellationToken::new();
-        let (status, changes) = match changes::start(&config, receiver, shards.clone(), stop_changes.clone())
-        {
-            Ok(started) => started,
-            Err(_) => {
-                // Cannot happen after validation, which parses the same URLs.
-                shards.stop();
-                return Err(StartError::Config(vec![config::ConfigProblem {
-                    path: "database",
-                    message: "the URLs cannot be parsed".into(),
-                }]));
-            }
-        };
-        let app = http::App::new(Arc::new(config), tokens, shards.clone(), status.clone());
+        let started =
+            changes::start(&config, receiver, shards.clone(), authenticator.as_ref(), stop_changes.clone());
+        let (status, changes) = started.map_err(|error| {
+            shards.stop();
+            unusable(error)
+        })?;
+        if let Some(postgres) = maintenance {
+            tokio::spawn(maintenance::run(postgres, shutdown.clone()));
+        }
+        let app = http::App::new(Arc::new(config), tokens, shards.clone(), status.clone(), authenticator);
         let http = tokio::spawn(http::serve(app, listener, shutdown.clone()));
         tracing::info!(%address, shards = shards.count(), "listening");
         Ok(Self { address, shards, threads, http, changes, status, shutdown, stop_changes, grace })

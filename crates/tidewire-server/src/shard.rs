@@ -20,12 +20,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use tidewire_engine::{Drain, HubConfig, PeerMessage, SocketInfo, VerifyToken};
+use tidewire_engine::{Answer, AskId, Drain, HubConfig, PeerMessage, SocketInfo, VerifyToken};
 
 pub(crate) use connection::Permit;
 use event_loop::EventLoop;
 use inbox::Inbox;
 
+use crate::access::Access;
 use crate::changes::ChangeSender;
 
 /// A connection whose handshake has succeeded.
@@ -46,6 +47,7 @@ pub(crate) struct Handoff {
 pub(crate) enum ShardMessage {
     Adopt(Box<Handoff>),
     Peer(PeerMessage),
+    Answer(AskId, Answer),
     Drain(Drain),
     Stop,
 }
@@ -69,6 +71,7 @@ impl Shards {
         configs: Vec<HubConfig>,
         verifier: &Arc<dyn VerifyToken>,
         changes: &ChangeSender,
+        access: &Access,
     ) -> std::io::Result<(Self, ShardThreads)> {
         let mut polls = Vec::with_capacity(configs.len());
         let mut inboxes = Vec::with_capacity(configs.len());
@@ -81,8 +84,14 @@ impl Shards {
         let mut threads = Vec::with_capacity(configs.len());
         for (config, poll) in configs.into_iter().zip(polls) {
             let name = format!("shard-{}", config.hub);
-            let event_loop =
-                EventLoop::new(config, poll, shards.clone(), Arc::clone(verifier), changes.clone());
+            let event_loop = EventLoop::new(
+                config,
+                poll,
+                shards.clone(),
+                Arc::clone(verifier),
+                changes.clone(),
+                access.clone(),
+            );
             threads.push(std::thread::Builder::new().name(name).spawn(move || event_loop.run())?);
         }
         Ok((shards, ShardThreads(threads)))
@@ -100,6 +109,13 @@ impl Shards {
     pub(crate) fn send(&self, hub: u16, message: PeerMessage) {
         if let Some(inbox) = self.inboxes.get(usize::from(hub)) {
             inbox.push(ShardMessage::Peer(message));
+        }
+    }
+
+    /// An answer to a question of a hub.
+    pub(crate) fn answer(&self, hub: u16, id: AskId, answer: Answer) {
+        if let Some(inbox) = self.inboxes.get(usize::from(hub)) {
+            inbox.push(ShardMessage::Answer(id, answer));
         }
     }
 

@@ -1,6 +1,6 @@
 //! The verifier of this server: `tidewire-authz` decides, this room translates for the engine.
 
-use tidewire_authz::{TokenError, Verifier};
+use tidewire_authz::{Identity, TokenError, Verifier};
 use tidewire_engine::{Credential, Now, TokenRefusal, VerifyToken};
 use tidewire_protocol::codes::OperationalCode;
 
@@ -43,4 +43,19 @@ pub(crate) fn code_of(error: &TokenError) -> OperationalCode {
         .copied()
         .find(|code| code.as_str() == error.code())
         .unwrap_or(OperationalCode::UnknownErrorOnChannel)
+}
+
+/// The unit of authorisation: role and claims.
+pub(crate) fn identity_of(credential: &Credential) -> Identity {
+    #[derive(serde::Deserialize)]
+    struct Subject {
+        sub: Option<String>,
+    }
+    let sub = serde_json::from_str::<Subject>(&credential.claims).ok().and_then(|claims| claims.sub);
+    Identity {
+        role: credential.role.to_string(),
+        claims_json: credential.claims.to_string(),
+        sub,
+        exp: credential.expires_unix_s,
+    }
 }

@@ -9,6 +9,7 @@
 
 mod ask;
 mod deliver;
+mod messages;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use tokio::time::Instant;
 use super::registry::{self, Registry};
 use super::table::{PublishedTable, Row};
 use super::task::Database;
+use crate::config::Limits;
 use crate::shard::Shards;
 
 /// How long a batch waits for Postgres to answer. The stream is ordered, so everybody waits; long enough
@@ -48,6 +50,7 @@ struct Position {
 pub(super) struct Batcher {
     shards: Shards,
     max_record_bytes: usize,
+    max_payload_bytes: usize,
     relations: FxHashMap<u32, Relation>,
     tables: FxHashMap<u32, Arc<PublishedTable>>,
     transaction: Option<Begin>,
@@ -66,6 +69,15 @@ pub(super) struct Disturbed {
     pub(super) text: String,
     /// Its bindings shall be checked again.
     pub(super) is_transient: bool,
+}
+
+/// What one pass over a batch has found.
+struct Collected<'a> {
+    pending: Vec<Pending<'a>>,
+    /// Position of the last change looked at.
+    reached: Position,
+    /// Role memberships need no further look in this batch.
+    roles_checked: bool,
 }
 
 /// A change with the groups it matches.
@@ -91,10 +103,11 @@ impl<'a> Pending<'a> {
 }
 
 impl Batcher {
-    pub(super) fn new(shards: Shards, max_record_bytes: usize) -> Self {
+    pub(super) fn new(shards: Shards, limits: &Limits) -> Self {
         Self {
             shards,
-            max_record_bytes,
+            max_record_bytes: limits.max_record_bytes,
+            max_payload_bytes: limits.max_payload_bytes,
             relations: FxHashMap::default(),
             tables: FxHashMap::default(),
             transaction: None,
@@ -139,9 +152,7 @@ impl Batcher {
     ) -> Result<Option<Lsn>, StreamError> {
         let before = self.confirmed;
         let mut confirmed = self.confirmed;
-        let mut reached = self.delivered;
-        let mut pending: Vec<Pending<'_>> = Vec::new();
-        let mut roles_checked = false;
+        let mut collected = Collected { pending: Vec::new(), reached: self.delivered, roles_checked: false };
         for read in batch {
             let data = match read {
                 WalRead::Data(data) => data,
@@ -165,58 +176,31 @@ impl Batcher {
                 }
                 Message::Relation(relation) => self.on_relation(relation, registry, database).await,
                 Message::Insert { relation, new } => {
-                    let parts = (Action::Insert, OldTuple::None, Some(new));
-                    self.collect(
-                        relation,
-                        parts,
-                        registry,
-                        database,
-                        &mut roles_checked,
-                        &mut reached,
-                        &mut pending,
-                    )
-                    .await;
+                    let row = (Action::Insert, OldTuple::None, Some(new));
+                    self.collect(relation, row, registry, database, &mut collected).await;
                 }
                 Message::Update { relation, old, new } => {
-                    let parts = (Action::Update, old, Some(new));
-                    self.collect(
-                        relation,
-                        parts,
-                        registry,
-                        database,
-                        &mut roles_checked,
-                        &mut reached,
-                        &mut pending,
-                    )
-                    .await;
+                    let row = (Action::Update, old, Some(new));
+                    self.collect(relation, row, registry, database, &mut collected).await;
                 }
                 Message::Delete { relation, old } => {
-                    let parts = (Action::Delete, old, None);
-                    self.collect(
-                        relation,
-                        parts,
-                        registry,
-                        database,
-                        &mut roles_checked,
-                        &mut reached,
-                        &mut pending,
-                    )
-                    .await;
+                    let row = (Action::Delete, old, None);
+                    self.collect(relation, row, registry, database, &mut collected).await;
                 }
                 // TRUNCATE is never delivered (§5.6); types come with the catalogue.
                 _ => {}
             }
         }
-        if !pending.is_empty() {
-            let answers = ask::ask(&mut pending, registry, database).await;
-            for change in &pending {
+        if !collected.pending.is_empty() {
+            let answers = ask::ask(&mut collected.pending, registry, database).await;
+            for change in &collected.pending {
                 self.deliver(change, registry, &answers);
             }
             for (table, text) in &answers.undecided {
                 self.disturb(TableId(*table), text, registry);
             }
         }
-        self.delivered = reached;
+        self.delivered = collected.reached;
         self.confirmed = confirmed;
         Ok((confirmed > before).then_some(confirmed))
     }
@@ -255,7 +239,10 @@ impl Batcher {
                 // The check that would have told it is void now.
                 if has_new_token {
                     let text = "Subscribed to PostgreSQL".into();
-                    self.shards.send(channel.hub(), PeerMessage::System { channel, ok: true, text });
+                    self.shards.send(
+                        channel.hub(),
+                        PeerMessage::System { channel, extension: "postgres_changes", ok: true, text },
+                    );
                 }
             }
             Err(error) => {
@@ -275,19 +262,13 @@ impl Batcher {
         }
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one call site per kind of message; a struct would only rename them"
-    )]
     async fn collect<'a>(
         &mut self,
         relation: u32,
         (action, old, new): (Action, OldTuple<'a>, Option<Tuple<'a>>),
         registry: &Registry,
         database: &Database,
-        roles_checked: &mut bool,
-        reached: &mut Position,
-        pending: &mut Vec<Pending<'a>>,
+        collected: &mut Collected<'a>,
     ) {
         let Some(transaction) = self.transaction else { return };
         self.seen += 1;
@@ -296,13 +277,18 @@ impl Batcher {
         if here <= self.delivered {
             return;
         }
-        *reached = here;
+        collected.reached = here;
+        if let (Action::Insert, Some(row), Some(relation)) = (action, new, self.relations.get(&relation))
+            && messages::is_messages(relation)
+        {
+            messages::publish(&self.shards, relation, row, self.max_payload_bytes);
+        }
         let table_id = TableId(relation);
         if !registry.index.has_table(table_id) {
             return;
         }
-        if !*roles_checked {
-            *roles_checked = self.check_roles(relation, database).await;
+        if !collected.roles_checked {
+            collected.roles_checked = self.check_roles(relation, database).await;
         }
         let table = match self.table(relation, transaction.xid, database).await {
             Ok(Some(table)) => table,
@@ -336,7 +322,7 @@ impl Batcher {
         change.matches = matches;
         // Changes of a table without a primary key go to everybody as errors, matching or not.
         if !change.matches.is_empty() || (action != Action::Delete && self.refuses_somebody(&change)) {
-            pending.push(change);
+            collected.pending.push(change);
         }
     }
 

@@ -20,6 +20,7 @@ use tidewire_protocol::join::{Binding, BindingEvent, Pattern};
 
 use super::catalogue::Catalogue;
 use super::table::traits_of;
+use crate::tokens::identity_of;
 
 /// A channel with bindings.
 #[derive(Debug)]
@@ -288,21 +289,6 @@ impl Registry {
             self.identities.remove(number as usize);
             self.identity_numbers.remove(&identity);
         }
-    }
-}
-
-/// The unit of authorisation: role and claims.
-fn identity_of(credential: &Credential) -> Identity {
-    #[derive(serde::Deserialize)]
-    struct Subject {
-        sub: Option<String>,
-    }
-    let sub = serde_json::from_str::<Subject>(&credential.claims).ok().and_then(|claims| claims.sub);
-    Identity {
-        role: credential.role.to_string(),
-        claims_json: credential.claims.to_string(),
-        sub,
-        exp: credential.expires_unix_s,
     }
 }
 

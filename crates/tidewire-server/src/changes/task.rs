@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidewire_authz::{Authenticator, AuthenticatorConfig};
+use tidewire_authz::Authenticator;
 use tidewire_engine::{ChangeCommand, ChannelId, PeerMessage};
 use tidewire_replication::{
     Durability, Lsn, Retry, SlotPolicy, Start, StreamConfig, StreamError, WalRead, WalStream,
@@ -32,33 +32,32 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 /// stream that goes on from its slot has missed nothing.
 const QUIET_ATTEMPTS: u32 = 5;
 
+/// How often and how many times the stream is looked at for a channel that waits for it: a minute (§3.7).
+const READY_INTERVAL: Duration = Duration::from_millis(500);
+const READY_LOOKS: u32 = 120;
+
 /// The tenant's database as this task uses it.
 #[derive(Debug)]
 pub(super) struct Database {
     pub(super) authenticator: Authenticator,
     pub(super) catalogue: Catalogue,
     stream: StreamConfig,
+    messages_publication: String,
 }
 
 impl Database {
     pub(super) fn new(
         database: &DatabaseConfig,
-        config: &ServerConfig,
+        authenticator: Authenticator,
     ) -> Result<Self, tokio_postgres::Error> {
-        let authenticator = Authenticator::new(AuthenticatorConfig {
-            postgres: parse_url(database.authenticator_url.expose())?,
-            pool_size: database.pool_size,
-            search_path: database.search_path.clone(),
-            statement_timeout: Duration::from_secs(5),
-            roles: config.tenant.roles.clone(),
-        });
         let stream = StreamConfig::new(
             parse_url(database.replication_url.expose())?,
             database.slot.clone(),
-            vec![database.publication.clone()],
+            vec![database.publication.clone(), database.messages_publication.clone()],
         );
         let catalogue = Catalogue::new(authenticator.clone(), &database.publication);
-        Ok(Self { authenticator, catalogue, stream })
+        let messages_publication = database.messages_publication.clone();
+        Ok(Self { authenticator, catalogue, stream, messages_publication })
     }
 }
 
@@ -66,7 +65,7 @@ enum Stream {
     /// No database.
     Off,
     /// Waiting before the next attempt, then opening.
-    Opening(JoinHandle<Result<WalStream, StreamError>>),
+    Opening(JoinHandle<Result<(WalStream, bool), StreamError>>),
     Live(Box<WalStream>),
 }
 
@@ -103,6 +102,10 @@ pub(super) struct ChangeTask {
     /// Where an interrupted durable stream goes on; `None` = afresh.
     resume_from: Option<Lsn>,
     last_error: Option<String>,
+    /// The live stream contains messages from the database.
+    has_messages: bool,
+    /// Channels that want to be told when it does (§3.7), looked at again and again.
+    awaiting_messages: JoinSet<(ChannelId, u32)>,
 }
 
 impl ChangeTask {
@@ -116,7 +119,7 @@ impl ChangeTask {
         Self {
             database,
             commands,
-            batcher: Batcher::new(shards.clone(), config.limits.max_record_bytes),
+            batcher: Batcher::new(shards.clone(), &config.limits),
             shards,
             status,
             resubscribe_after: Duration::from_millis(config.timers.resubscribe_ms),
@@ -126,6 +129,8 @@ impl ChangeTask {
             failed_attempts: 0,
             resume_from: None,
             last_error: None,
+            has_messages: false,
+            awaiting_messages: JoinSet::new(),
         }
     }
 
@@ -154,6 +159,10 @@ impl ChangeTask {
                     }
                     stream
                 }
+                Some(Ok((channel, looks))) = self.awaiting_messages.join_next() => {
+                    self.tell_when_ready(channel, looks, stream.state());
+                    stream
+                }
                 next = Self::advance(&mut stream) => self.on_stream(next, stream).await,
             };
         }
@@ -167,7 +176,9 @@ impl ChangeTask {
         match stream {
             Stream::Off => std::future::pending().await,
             Stream::Opening(opening) => match opening.await {
-                Ok(result) => Advance::Opened(result.map(Box::new)),
+                Ok(result) => {
+                    Advance::Opened(result.map(|(stream, has_messages)| (Box::new(stream), has_messages)))
+                }
                 Err(_) => Advance::OpeningLost,
             },
             Stream::Live(stream) => Advance::Read(stream.read().await),
@@ -176,7 +187,8 @@ impl ChangeTask {
 
     async fn on_stream(&mut self, next: Advance, stream: Stream) -> Stream {
         match (next, stream) {
-            (Advance::Opened(Ok(opened)), _) => {
+            (Advance::Opened(Ok((opened, has_messages))), _) => {
+                self.has_messages = has_messages;
                 self.on_live(&opened);
                 Stream::Live(opened)
             }
@@ -196,7 +208,8 @@ impl ChangeTask {
     /// Opens the stream in the background, after a wait that grows with the failures.
     fn open(&mut self) -> Stream {
         let Some(database) = &self.database else { return Stream::Off };
-        let config = database.stream.clone();
+        let mut config = database.stream.clone();
+        let messages_publication = database.messages_publication.clone();
         let start = self.resume_from.map_or(Start::Fresh, Start::From);
         let wait = match self.failed_attempts {
             0 => Duration::ZERO,
@@ -204,7 +217,20 @@ impl ChangeTask {
         };
         Stream::Opening(tokio::spawn(async move {
             tokio::time::sleep(wait).await;
-            WalStream::open(&config, SlotPolicy::Auto, start).await
+            // Without the publication of `realtime.messages` there is no broadcast from the database, and
+            // nothing else is missing.
+            let found = tidewire_replication::probe(&config).await?;
+            let has_messages = !found.missing_publications.contains(&messages_publication);
+            if !has_messages {
+                tracing::warn!(
+                    code = "PublicationMissing",
+                    publication = messages_publication,
+                    "no broadcast from the database: apply the schema `realtime` and restart the stream"
+                );
+                config.publications.retain(|publication| *publication != messages_publication);
+            }
+            let stream = WalStream::open(&config, SlotPolicy::Auto, start).await?;
+            Ok((stream, has_messages))
         }))
     }
 
@@ -284,6 +310,24 @@ impl ChangeTask {
                 self.check_or_explain(channel, state);
             }
             ChangeCommand::Unsubscribe { channel } => self.registry.leave(channel),
+            ChangeCommand::TellWhenReady { channel } => self.tell_when_ready(channel, 0, state),
+        }
+    }
+
+    /// §3.7: told as soon as messages from the database flow; after a minute without, shut down.
+    fn tell_when_ready(&mut self, channel: ChannelId, looks: u32, state: State) {
+        if state == State::Live && self.has_messages {
+            let text = "Replication connection established".into();
+            let message = PeerMessage::System { channel, extension: "system", ok: true, text };
+            self.shards.send(channel.hub(), message);
+        } else if looks >= READY_LOOKS {
+            let text = "Replication connection was not established in time".into();
+            self.shards.send(channel.hub(), PeerMessage::ShutDown { channel, text });
+        } else {
+            self.awaiting_messages.spawn(async move {
+                tokio::time::sleep(READY_INTERVAL).await;
+                (channel, looks + 1)
+            });
         }
     }
 
@@ -357,7 +401,8 @@ impl ChangeTask {
     }
 
     fn tell(&self, channel: ChannelId, ok: bool, text: String) {
-        self.shards.send(channel.hub(), PeerMessage::System { channel, ok, text });
+        self.shards
+            .send(channel.hub(), PeerMessage::System { channel, extension: "postgres_changes", ok, text });
     }
 
     /// Handles what the stream has ready, up to the bounds of a batch.
@@ -396,7 +441,8 @@ impl ChangeTask {
 }
 
 enum Advance {
-    Opened(Result<Box<WalStream>, StreamError>),
+    /// With whether messages from the database are part of it.
+    Opened(Result<(Box<WalStream>, bool), StreamError>),
     /// The opening task panicked or was cancelled; it is started again.
     OpeningLost,
     Read(Result<WalRead, StreamError>),

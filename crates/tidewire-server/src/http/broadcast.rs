@@ -1,24 +1,29 @@
-//! `POST /api/broadcast`: a batch of broadcasts (`PROTOCOL.md` §3.8.1).
+//! Broadcast over HTTP: a batch (`PROTOCOL.md` §3.8.1) and a single message (§3.8.2).
 //!
-//! All or nothing at validation; afterwards public messages are sent in order. Private ones are dropped
-//! with the answer unchanged, which is what a caller without permission sees (§3.8.1): policies on
-//! `realtime.messages` are not evaluated yet.
+//! A batch is all or nothing at validation. Then public messages are sent in order, then private ones by
+//! topic; a private topic that the caller may not send to is left out, and the answer is the same. The single
+//! form says so.
 
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tidewire_engine::{Body, Message, PeerMessage};
+use tidewire_engine::{Body, Credential, Domain, Message, PeerMessage};
+use tidewire_protocol::frame::Encoding;
 use tidewire_protocol::{json, topic};
 
+use super::authorize::may_send;
 use super::{App, json_response, now_unix_s};
 
 pub(super) const TENANT_UNKNOWN: &str = r#"{"message":"Tenant not found in database"}"#;
 const UNAUTHORIZED: &str = r#"{"message":"Unauthorized"}"#;
+const UNSUPPORTED: &str =
+    r#"{"error":"Unsupported Media Type. Use application/json or application/octet-stream"}"#;
 
 /// One message as it came: anything may be missing or of the wrong type.
 #[derive(Deserialize, Default)]
@@ -55,10 +60,9 @@ pub(super) async fn batch(State(app): State<App>, headers: HeaderMap, body: Byte
     if !app.serves_host(&headers) {
         return json_response(StatusCode::UNAUTHORIZED, TENANT_UNKNOWN);
     }
-    let authorized = bearer(&headers).is_some_and(|token| app.tokens.check(&token, now_unix_s()).is_ok());
-    if !authorized {
+    let Some(credential) = credential(&app, &headers) else {
         return json_response(StatusCode::UNAUTHORIZED, UNAUTHORIZED);
-    }
+    };
     let drafts = match drafts(&body) {
         Ok(drafts) => drafts,
         Err(response) => return *response,
@@ -80,13 +84,151 @@ pub(super) async fn batch(State(app): State<App>, headers: HeaderMap, body: Byte
     }
     app.shards.uncongested().await;
     for message in messages.iter().filter(|message| !message.is_private) {
-        let frame = Message::new(
-            &format!("{}{}", topic::PREFIX, message.topic),
+        send(
+            &app,
+            Domain::Public,
+            &message.topic,
             Body::Json { event: "broadcast", payload: payload(message) },
         );
-        app.shards.send_to_all(&PeerMessage::Publish { message: Arc::new(frame), is_presence: false });
+    }
+    let mut topics: Vec<&str> =
+        messages.iter().filter(|message| message.is_private).map(|message| message.topic.as_str()).collect();
+    topics.sort_unstable();
+    topics.dedup();
+    for topic in topics {
+        match may_send(&app, &credential, &headers, topic).await {
+            Ok(true) => {}
+            Ok(false) => continue,
+            Err(error) => {
+                tracing::warn!(
+                    code = error.code(),
+                    advice = error.advice(),
+                    "a private broadcast was not sent"
+                );
+                continue;
+            }
+        }
+        for message in messages.iter().filter(|message| message.is_private && message.topic == topic) {
+            send(&app, Domain::Private, topic, Body::Json { event: "broadcast", payload: payload(message) });
+        }
     }
     StatusCode::ACCEPTED.into_response()
+}
+
+/// One message: topic and event in the path, the payload as body.
+pub(super) async fn single(
+    State(app): State<App>,
+    Path((topic, event)): Path<(String, String)>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let Some(kind) = payload_kind(&headers) else {
+        return json_response(StatusCode::UNSUPPORTED_MEDIA_TYPE, UNSUPPORTED);
+    };
+    if !app.serves_host(&headers) {
+        return json_response(StatusCode::UNAUTHORIZED, TENANT_UNKNOWN);
+    }
+    let Some(credential) = credential(&app, &headers) else {
+        return json_response(StatusCode::UNAUTHORIZED, UNAUTHORIZED);
+    };
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return rejection.into_response(),
+    };
+    let Some(payload) = single_payload(kind, &body) else {
+        return (StatusCode::BAD_REQUEST, "Bad Request").into_response();
+    };
+    if payload.bytes.len() > app.config.limits.max_payload_bytes {
+        let text = r#"{"errors":{"payload":["Payload size exceeds tenant limit"]}}"#;
+        return json_response(StatusCode::UNPROCESSABLE_ENTITY, text);
+    }
+    let asked = super::handshake::parameter(query.as_deref().unwrap_or_default(), "private");
+    let is_private = asked.map_or(payload.says_private, |value| value == "true");
+    if is_private {
+        match may_send(&app, &credential, &headers, &topic).await {
+            Ok(true) => {}
+            Ok(false) => return json_response(StatusCode::FORBIDDEN, UNAUTHORIZED),
+            Err(error) => {
+                tracing::warn!(
+                    code = error.code(),
+                    advice = error.advice(),
+                    "a private broadcast was not sent"
+                );
+                let (status, text) = error.http_answer();
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                return json_response(status, &serde_json::json!({ "message": text }).to_string());
+            }
+        }
+    }
+    app.shards.uncongested().await;
+    let domain = if is_private { Domain::Private } else { Domain::Public };
+    let body = Body::UserBroadcast {
+        event,
+        metadata: String::new(),
+        encoding: payload.encoding,
+        payload: payload.bytes,
+    };
+    send(&app, domain, &topic, body);
+    StatusCode::ACCEPTED.into_response()
+}
+
+fn send(app: &App, domain: Domain, sub_topic: &str, body: Body) {
+    let message = Message::in_domain(domain, &format!("{}{sub_topic}", topic::PREFIX), body);
+    app.shards.send_to_all(&PeerMessage::Publish { message: Arc::new(message), is_presence: false });
+}
+
+fn credential(app: &App, headers: &HeaderMap) -> Option<Credential> {
+    app.tokens.check(&bearer(headers)?, now_unix_s()).ok()
+}
+
+/// What the body of a single broadcast is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PayloadKind {
+    Json,
+    Bytes,
+    /// No content type: the body is not looked at.
+    None,
+}
+
+fn payload_kind(headers: &HeaderMap) -> Option<PayloadKind> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Some(PayloadKind::None) };
+    let essence = value.to_str().ok()?.split(';').next().unwrap_or_default().trim();
+    match essence.to_ascii_lowercase().as_str() {
+        "application/json" => Some(PayloadKind::Json),
+        "application/octet-stream" => Some(PayloadKind::Bytes),
+        _ => None,
+    }
+}
+
+/// The payload of a single broadcast as members get it.
+struct SinglePayload {
+    encoding: Encoding,
+    bytes: Bytes,
+    /// The body says `"private": true`, which counts unless the query says otherwise (Q21).
+    says_private: bool,
+}
+
+/// `None` for JSON that is none.
+fn single_payload(kind: PayloadKind, body: &Bytes) -> Option<SinglePayload> {
+    let json =
+        |bytes: Bytes, says_private| Some(SinglePayload { encoding: Encoding::Json, bytes, says_private });
+    match kind {
+        PayloadKind::Bytes => {
+            Some(SinglePayload { encoding: Encoding::Bytes, bytes: body.clone(), says_private: false })
+        }
+        PayloadKind::None => json(Bytes::from_static(b"{}"), false),
+        PayloadKind::Json if body.is_empty() => json(Bytes::from_static(b"{}"), false),
+        PayloadKind::Json => {
+            let value = serde_json::from_slice::<&RawValue>(body).ok()?.get();
+            if !value.starts_with('{') {
+                return json(format!(r#"{{"_json":{value}}}"#).into(), false);
+            }
+            let [private] = json::fields(value, ["private"]).unwrap_or_default();
+            let says_private = matches!(private.map(RawValue::get), Some("true" | "\"true\""));
+            json(Bytes::copy_from_slice(value.as_bytes()), says_private)
+        }
+    }
 }
 
 /// The token: `Authorization: Bearer …`, any other scheme falls back to `apikey` (§3.8).

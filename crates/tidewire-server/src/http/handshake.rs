@@ -68,7 +68,7 @@ pub(super) async fn upgrade(State(app): State<App>, mut request: Request) -> Res
         return StatusCode::BAD_REQUEST.into_response();
     };
     let shards = app.shards.clone();
-    let info = SocketInfo { version, credential };
+    let info = SocketInfo { version, credential, headers: policy_headers(request.headers()) };
     tokio::spawn(async move {
         match on_upgrade.await {
             Ok(upgraded) => {
@@ -87,6 +87,12 @@ pub(super) async fn upgrade(State(app): State<App>, mut request: Request) -> Res
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
     response
+}
+
+/// The headers that policies see (§6.5): every one whose name begins with `x-`, as a JSON object.
+fn policy_headers(headers: &HeaderMap) -> Arc<str> {
+    let named = headers.iter().filter(|(name, _)| name.as_str().starts_with("x-"));
+    super::headers_json(named).into()
 }
 
 /// Takes the plain socket out of hyper's and the runtime's hands.
@@ -149,7 +155,7 @@ async fn refuse(app: &App, refusal: Refusal) -> Response {
 }
 
 /// The first value of a query parameter, percent-decoded.
-fn parameter(query: &str, name: &str) -> Option<String> {
+pub(super) fn parameter(query: &str, name: &str) -> Option<String> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (key == name).then(|| percent_decode(value))

@@ -15,6 +15,7 @@ use super::connection::Connection;
 use super::inbox::{INBOX, Inbox};
 use super::reports::Reports;
 use super::{Handoff, ShardMessage, Shards};
+use crate::access::Access;
 use crate::changes::ChangeSender;
 
 /// Bytes read from one socket before the next one has its turn. Larger starves the others, smaller costs
@@ -35,6 +36,7 @@ pub(super) struct EventLoop {
     poll: Poll,
     shards: Shards,
     changes: ChangeSender,
+    access: Access,
     /// By the index of the hub's socket id.
     connections: Vec<Option<Connection>>,
     /// Sockets that have bytes to read.
@@ -56,6 +58,7 @@ impl EventLoop {
         shards: Shards,
         verifier: Arc<dyn VerifyToken>,
         changes: ChangeSender,
+        access: Access,
     ) -> Self {
         Self {
             hub_number: config.hub,
@@ -64,6 +67,7 @@ impl EventLoop {
             poll,
             shards,
             changes,
+            access,
             connections: Vec::new(),
             ready: VecDeque::new(),
             lingering: VecDeque::new(),
@@ -182,6 +186,7 @@ impl EventLoop {
             match message {
                 ShardMessage::Adopt(handoff) => self.adopt(now, *handoff),
                 ShardMessage::Peer(message) => self.hub.handle(now, Input::Peer(message)),
+                ShardMessage::Answer(id, answer) => self.hub.handle(now, Input::Answered(id, answer)),
                 ShardMessage::Drain(step) => self.hub.handle(now, Input::Drain(step)),
                 ShardMessage::Stop => self.is_stopping = true,
             }
@@ -335,6 +340,7 @@ impl EventLoop {
                 Output::Peer(hub, message) => self.shards.send(hub, message),
                 Output::Peers(message) => self.shards.send_to_others(self.hub_number, &message),
                 Output::Change(command) => self.changes.send(command),
+                Output::Ask(id, question) => self.access.ask(&self.shards, self.hub_number, id, question),
                 Output::Disconnect(id) => {
                     if let Some(connection) = self.connection(id) {
                         connection.is_closing = true;
