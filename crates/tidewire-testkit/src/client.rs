@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
+use bytes::{Buf as _, BytesMut};
 use serde_json::{Value, json};
 use tidewire_protocol::frame::{self, ServerFrame};
 use tidewire_protocol::websocket::{self, Decoder, Event, Opcode, Role};
@@ -20,6 +21,9 @@ use crate::DEADLINE;
 
 /// Larger than any frame a test provokes.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Room for one read.
+const READ_BYTES: usize = 64 * 1024;
 
 /// Any mask will do: it protects proxies, and there is none.
 const MASK: [u8; 4] = [0x3a, 0x5c, 0x91, 0xe7];
@@ -45,7 +49,7 @@ pub struct Client {
     stream: TcpStream,
     version: Version,
     decoder: Decoder,
-    bytes: Vec<u8>,
+    bytes: BytesMut,
     inbox: VecDeque<Frame>,
     next_ref: u64,
     /// Join refs by topic.
@@ -69,10 +73,10 @@ impl Client {
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await.expect("the request is sent");
-        let mut bytes = Vec::new();
+        let mut bytes = BytesMut::new();
         let head = loop {
             if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
-                break bytes.drain(..end + 4).collect::<Vec<u8>>();
+                break bytes.split_to(end + 4);
             }
             let read = tokio::time::timeout(DEADLINE, stream.read_buf(&mut bytes)).await;
             assert!(read.expect("an answer in time").expect("an answer") > 0, "closed during the handshake");
@@ -179,6 +183,7 @@ impl Client {
             if self.closed.is_some() {
                 return None;
             }
+            self.bytes.reserve(READ_BYTES);
             match self.stream.read_buf(&mut self.bytes).await {
                 Ok(1..) => {}
                 Ok(0) | Err(_) => {
@@ -205,7 +210,7 @@ impl Client {
             }
             Event::Ping(_) | Event::Pong(_) | Event::Fragment => None,
         };
-        self.bytes.drain(..consumed);
+        self.bytes.advance(consumed);
         Some(frame)
     }
 
