@@ -79,6 +79,8 @@ impl Postgres {
             replication_url: url("tidewire_replication", REPLICATION_PASSWORD),
             authenticator_url: url("authenticator", AUTHENTICATOR_PASSWORD),
             publication: PUBLICATION.into(),
+            messages_publication: "supabase_realtime_messages_publication".into(),
+            maintenance_url: None,
             slot: SLOT.into(),
             search_path: "public, extensions".into(),
             pool_size: 2,
