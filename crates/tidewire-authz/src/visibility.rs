@@ -13,17 +13,18 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::identity::Identity;
+use crate::messages::desk::Desk;
 
 mod catalogue;
 mod error;
 mod filters;
 mod image;
 mod judge;
-mod pipeline;
-mod policy;
-mod pool;
+pub(crate) mod pipeline;
+pub(crate) mod policy;
+pub(crate) mod pool;
 mod snapshot;
-mod sql;
+pub(crate) mod sql;
 mod table;
 
 pub use error::AccessError;
@@ -92,7 +93,9 @@ pub struct BindingRefusal {
 /// Every question may be dropped half-way: nothing is decided, and its connections are discarded.
 #[derive(Debug, Clone)]
 pub struct Authenticator {
-    pool: Arc<pool::Pool>,
+    pub(crate) pool: Arc<pool::Pool>,
+    /// Where questions about private channels wait for each other ([`crate::messages`]).
+    pub(crate) desk: Arc<Desk>,
 }
 
 /// First pause between two looks at the snapshot. The usual gap between a commit in the stream and its visibility is
@@ -104,7 +107,8 @@ impl Authenticator {
     /// No connection is opened before it is needed.
     #[must_use]
     pub fn new(config: AuthenticatorConfig) -> Self {
-        Self { pool: Arc::new(pool::Pool::new(config)) }
+        let pool = Arc::new(pool::Pool::new(config));
+        Self { desk: Arc::new(Desk::new(Arc::clone(&pool))), pool }
     }
 
     /// What the catalogue says about a table.

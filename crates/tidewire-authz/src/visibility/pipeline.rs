@@ -7,12 +7,12 @@ use std::task::Poll;
 use tokio_postgres::{Error, Row};
 
 /// A query that is sent when it is first polled, as those of `tokio_postgres` with a prepared statement are.
-pub(super) type Query<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>, Error>> + Send + 'a>>;
+pub(crate) type Query<'a> = Pin<Box<dyn Future<Output = Result<Vec<Row>, Error>> + Send + 'a>>;
 
 /// Sends all queries, in order, and returns what is left of them: their answers.
 ///
 /// Each is polled once, which is what fixes the order on the wire; a join would leave it to its own scheduling.
-pub(super) async fn start(mut queries: Vec<Query<'_>>) -> Vec<Query<'_>> {
+pub(crate) async fn start(mut queries: Vec<Query<'_>>) -> Vec<Query<'_>> {
     poll_fn(|cx| {
         for query in &mut queries {
             if let Poll::Ready(answer) = query.as_mut().poll(cx) {
@@ -26,7 +26,7 @@ pub(super) async fn start(mut queries: Vec<Query<'_>>) -> Vec<Query<'_>> {
 }
 
 /// Sends all queries in order, then takes their answers in order.
-pub(super) async fn in_order(queries: Vec<Query<'_>>) -> Vec<Result<Vec<Row>, Error>> {
+pub(crate) async fn in_order(queries: Vec<Query<'_>>) -> Vec<Result<Vec<Row>, Error>> {
     let mut answers = Vec::with_capacity(queries.len());
     for query in start(queries).await {
         answers.push(query.await);

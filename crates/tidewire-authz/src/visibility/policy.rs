@@ -7,28 +7,28 @@ use super::table::Column;
 
 /// One stored policy for SELECT.
 #[derive(Debug, Clone)]
-pub(super) struct Policy {
-    pub(super) is_permissive: bool,
-    pub(super) expression: String,
-    pub(super) reads_whole_row: bool,
-    pub(super) attnums: Vec<i16>,
+pub(crate) struct Policy {
+    pub(crate) is_permissive: bool,
+    pub(crate) expression: String,
+    pub(crate) reads_whole_row: bool,
+    pub(crate) attnums: Vec<i16>,
     /// Allowed roles that it applies to.
-    pub(super) roles: Vec<String>,
+    pub(crate) roles: Vec<String>,
 }
 
 /// What a role has to pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Combined {
-    pub(super) expression: Option<String>,
+pub(crate) struct Combined {
+    pub(crate) expression: Option<String>,
     /// For each column: read by one of the policies.
-    pub(super) columns: Vec<bool>,
+    pub(crate) columns: Vec<bool>,
 }
 
 /// `policies` come in the order of their names.
 ///
 /// The order of the parts is the server's own (`RelationBuildRowSecurity()` reverses the list, restrictive policies are
 /// sorted again and come first), so that a policy that raises does so for the same rows as in a SELECT.
-pub(super) fn combine(policies: &[Policy], role: &str, columns: &[Column]) -> Combined {
+pub(crate) fn combine(policies: &[Policy], role: &str, columns: &[Column]) -> Combined {
     let applying = || policies.iter().filter(|policy| policy.roles.iter().any(|to| to == role));
     let reads = columns
         .iter()

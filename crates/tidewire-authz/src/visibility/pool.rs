@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, NoTls, Statement};
 
 use super::{AccessError, AuthenticatorConfig};
@@ -24,7 +24,7 @@ const STATEMENTS_MAX: usize = 512;
 const REFUSAL_KEPT: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(crate) struct Pool {
     config: AuthenticatorConfig,
     permits: Arc<Semaphore>,
     idle: Arc<Mutex<Vec<Session>>>,
@@ -32,8 +32,8 @@ pub(super) struct Pool {
 
 /// A logged-in connection with its settings made and its statements prepared.
 #[derive(Debug)]
-pub(super) struct Session {
-    pub(super) client: Client,
+pub(crate) struct Session {
+    pub(crate) client: Client,
     statements: HashMap<String, Statement>,
     /// (role, text) that could not be parsed, why, and when that was found.
     refusals: HashMap<(String, String), (String, Instant)>,
@@ -43,25 +43,36 @@ pub(super) struct Session {
 
 /// A borrowed session.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(crate) struct Lease {
     session: Option<Session>,
     idle: Arc<Mutex<Vec<Session>>>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Pool {
-    pub(super) fn new(config: AuthenticatorConfig) -> Self {
+    pub(crate) fn new(config: AuthenticatorConfig) -> Self {
         let size = config.pool_size.max(1);
         Self { config, permits: Arc::new(Semaphore::new(size)), idle: Arc::default() }
     }
 
-    pub(super) fn config(&self) -> &AuthenticatorConfig {
+    pub(crate) fn config(&self) -> &AuthenticatorConfig {
         &self.config
     }
 
-    pub(super) async fn lease(&self) -> Result<Lease, AccessError> {
+    pub(crate) async fn lease(&self) -> Result<Lease, AccessError> {
         let permit = Arc::clone(&self.permits).acquire_owned().await;
-        let permit = permit.expect("invariant: the semaphore is never closed");
+        self.lend(permit.expect("invariant: the semaphore is never closed")).await
+    }
+
+    /// Like [`lease`](Self::lease); `None` if all sessions are lent for longer than `patience`.
+    pub(crate) async fn lease_within(&self, patience: Duration) -> Result<Option<Lease>, AccessError> {
+        let Ok(permit) = timeout(patience, Arc::clone(&self.permits).acquire_owned()).await else {
+            return Ok(None);
+        };
+        self.lend(permit.expect("invariant: the semaphore is never closed")).await.map(Some)
+    }
+
+    async fn lend(&self, permit: OwnedSemaphorePermit) -> Result<Lease, AccessError> {
         let idle = loop {
             let waiting = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             match waiting {
@@ -79,12 +90,12 @@ impl Pool {
 }
 
 impl Lease {
-    pub(super) fn session(&mut self) -> &mut Session {
+    pub(crate) fn session(&mut self) -> &mut Session {
         self.session.as_mut().expect("invariant: a lease holds its session until it is given back")
     }
 
     /// The session is clean: outside a transaction, no error seen.
-    pub(super) fn give_back(mut self) {
+    pub(crate) fn give_back(mut self) {
         if let Some(session) = self.session.take() {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(session);
         }
@@ -186,7 +197,7 @@ impl Session {
     }
 
     /// The prepared statement for this text. It is parsed as whoever is the current role now.
-    pub(super) async fn prepare(&mut self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
+    pub(crate) async fn prepare(&mut self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
         if let Some(statement) = self.statements.get(sql) {
             return Ok(statement.clone());
         }
@@ -198,18 +209,18 @@ impl Session {
         Ok(statement)
     }
 
-    pub(super) fn is_prepared(&self, sql: &str) -> bool {
+    pub(crate) fn is_prepared(&self, sql: &str) -> bool {
         self.statements.contains_key(sql)
     }
 
     /// Why this role could not have this text parsed, if that is known and recent.
-    pub(super) fn refusal(&self, role: &str, sql: &str) -> Option<String> {
+    pub(crate) fn refusal(&self, role: &str, sql: &str) -> Option<String> {
         // Built for each lookup: this path is for policies that are slow anyway.
         let (why, since) = self.refusals.get(&(role.to_owned(), sql.to_owned()))?;
         (since.elapsed() < REFUSAL_KEPT).then(|| why.clone())
     }
 
-    pub(super) fn refuse(&mut self, role: &str, sql: &str, why: &str) {
+    pub(crate) fn refuse(&mut self, role: &str, sql: &str, why: &str) {
         if self.refusals.len() >= STATEMENTS_MAX {
             self.refusals.clear();
         }

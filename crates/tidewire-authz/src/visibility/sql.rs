@@ -3,25 +3,25 @@
 use tokio_postgres::error::DbError;
 
 /// `"quoted"`, whatever the name.
-pub(super) fn identifier(name: &str) -> String {
+pub(crate) fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// `E'quoted'` where a backslash occurs, `'quoted'` otherwise; valid under any `standard_conforming_strings`.
-pub(super) fn literal(text: &str) -> String {
+pub(crate) fn literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
     if text.contains('\\') { format!(" E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
 /// An error in the words of the reference's driver: `ERROR 22P02 (invalid_text_representation) …`.
 /// Spec: PROTOCOL.md §5.10. The text may hold a value that the client itself has sent.
-pub(super) fn spoken(error: &DbError) -> String {
+pub(crate) fn spoken(error: &DbError) -> String {
     let code = error.code().code();
     format!("ERROR {code} ({}) {}", condition_name(code), error.message())
 }
 
 /// An error without what a row may have put into it. Messages of class 42 speak of names, not of values.
-pub(super) fn discreet(error: &tokio_postgres::Error) -> String {
+pub(crate) fn discreet(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) if db.code().code().starts_with("42") => spoken(db),
         Some(db) => format!("ERROR {} ({})", db.code().code(), condition_name(db.code().code())),

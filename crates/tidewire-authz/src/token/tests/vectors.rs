@@ -1,0 +1,173 @@
+//! Tokens with the keys of `jwks.json`, whose private halves are gone. Made once with PyJWT 2.15 over OpenSSL 3
+//! (`Ed25519` as the name of an algorithm with `cryptography`, the last one with the `openssl` command).
+//! Claims: role authenticated, exp 1900000000, sub u1, aud authenticated. Never edited, only added to.
+
+/// Algorithm, key id, token.
+pub(super) const TOKENS: &[(&str, &str, &str)] = &[
+    (
+        "RS256",
+        "rsa-old",
+        "eyJhbGciOiJSUzI1NiIsImtpZCI6InJzYS1vbGQiLCJ0eXAiOiJKV1QifQ.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4c\
+         CI6MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.qE58JHTwW7b9YrLgVq6dPFLIfX0RPEXTj\
+         NMkGgpdGG2KZ35VKQop_4JWmz5asFoRBoK_680W0foViNH3GIr1tTRQuRbn5CSQzoCQnj2phaPO-syhgGzOxyzq8ZiwOAA0B\
+         RhpgdUcM5V0vkIm4p9-DgtI1syjdvPPc6Z-ql60dj8QvBK6IqOVjoY9AYByEy1czoHocSFeQYprUukGORYI-U_dgwx9A_-0g\
+         Qtl8IU2hPWzCuLIjtADRikC78_BuXImTi8zcoS7-YPHfoNFw5pFkivDqR5vMrN8qMJczAUHtkjuLSCp31-4Crm_T1_t6ifv7\
+         88X7ihnI0Z5Hi6Lks3GzQ",
+    ),
+    (
+        "RS256",
+        "rsa-new",
+        "eyJhbGciOiJSUzI1NiIsImtpZCI6InJzYS1uZXciLCJ0eXAiOiJKV1QifQ.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4c\
+         CI6MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.jAJjlI37TzJmQ9_Kpcl31yqutQe4XGMN2\
+         04_TW8cO-OOgdVZ5Qkh7Jwqsm0QSSu-oyDhyUaIQert8eI3y-hrng6pnNjx4KmYbzN_oQae3IGFYUt8ICgO_uYtr2X1B64RR\
+         WR2sn_WkcUBcsFfsNl2brDc_s6AmgYvDEDDUmSxHiErlwRJa81kGSkpHPanxp2o27qCiVlHjLsBH_AhOiSJThyW9P4k1azE-\
+         YXLuMbLibWSfQeElaDIEEm6RAaZIZuJCt_OnSSwvFe8UnQHbQGasevRa1Fn4DwHir8dYWVrVepfLLLHJSvE8NFky6BI9t5eV\
+         60wR_DKnlsq_nfJTYYSNGfhQEpDfCQtr9K-mJh62uUG8AxtSNVRHnWTvTeTCl8Q0RLeMH89Zw0bVEVXRBS0y1C-5pst4CUz1\
+         WlhbW1Ocl-yNnCBMPFKm--XSSJoHMy40s9kobaBOVbiFF_tUNxh8KDpzWU9dU0JtIOREc1_bivqLTKgOnrBrIAZBKQ9QslH",
+    ),
+    (
+        "RS384",
+        "rsa-old",
+        "eyJhbGciOiJSUzM4NCIsImtpZCI6InJzYS1vbGQiLCJ0eXAiOiJKV1QifQ.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4c\
+         CI6MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.sQFAjpJDd4EPjQC8YayXJBJ2YrIZBy4b_\
+         9bcbvkaaUDlriRxMrqzhG3tv5nUB3c8lDES47EusC8xLH9B0JgmsecDdRAH-efaF2UEYnxNfCZwmiyPbqx-gxqXLG_3w_qvG\
+         GK4jqByGjCIL8ZtQfk8vcZnvaYJ5iqkyUja1OdOdwfHAbqcrcxOfl1kW6DPD74rzCcNp9aJx26Ve0ne2bQ4ye4SsbPUhWYCP\
+         p7qNOgZRAJN60MPjtV5Jzf6kYUH9AO06OJsbGn4tBAiNBgJiH2Z4tuyBOCXaEBchIPDn52AhacecpHc1WaMxbUxDdiJloiz3\
+         3C4sNOY_OgmxQ3umwHm4g",
+    ),
+    (
+        "RS384",
+        "rsa-new",
+        "eyJhbGciOiJSUzM4NCIsImtpZCI6InJzYS1uZXciLCJ0eXAiOiJKV1QifQ.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4c\
+         CI6MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.i1pzeSoqckY7HoRnXdEn4_idhiD07G6xV\
+         C9lt-TVDXiVH92I7G-JkEhkub9UD1891HcWNfQ43zhypiVCcTdsXTIqYWWTYUYySvvcqi8rrYZtvfTP_0ECyVIabAMx8YgQj\
+         q3sKxW0qfXjVjzexgQaMcEtGmnaGWqU3wM2EqAmMDZursKWJOEWkNSylSQubLwso64LkueqGFS4iVLmDp-lPpniiPVD4sO_y\
+         VlsW_Vg9Pqnr3SQVyNjjDWpQ0HPJGbUkGonH-m-juoptwNf5yQOJun3dBrqcX1t0n2VR1qcFcrcn6iaXO3kAGvbJ0ZNtuvOh\
+         LbbNQdSv2X_pwujJE6uzWyHEFQQzH3KLvvWewY0JrujyTz_dEUREJKJqT8_DLEGD9VUH1gvEI-xBzTpzlo26CfIZl_0bs4pI\
+         N9qG274Ga40SP0n8XH8pzUpam4o1Fno3p4zmlsdlxowcdlEU9mSgr6Et1oLfL3-l9Mujh7WenT3DQ49E9XY6AJBVNkqcLJt",
+    ),
+    (
+        "RS512",
+        "rsa-old",
+        "eyJhbGciOiJSUzUxMiIsImtpZCI6InJzYS1vbGQiLCJ0eXAiOiJKV1QifQ.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4c\
+         CI6MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.brMfKyWAGnev0keENs9jv3QAGAIIM4nZx\
+         OJ3ctflATyBarzqNkRHRWyKmWu7rb3j4BsKwMa2-b8uYUqI_Ga3VVfBJZxPxWKR-rZ5eEYD1bLciQ1bI90DZELhPEbHqRGPj\
+         kSAJ_jB_MUSn2HzzxG-HStiTc3OHY7GqmFGu2n0JdURayzvBXukQsVVYKnIP5rTzH9LY1tLqjdsEP2p9YmHgJ9Uv_kcXAH--\
+         _X6Blnc087jiGLpyAo-Kw5GUzqaI6PKlk7hjbmJnrjz9xT1FpEbo-X3tklY3yMG3gHcVBacbUP3H8IDCSCHVStEq3At-mcTp\
+         S6Hlm3TCN0JrlF6nmpXqA",
+    ),
+    (
+        "RS512",
+        "rsa-new",
+        "eyJhbGciOiJSUzUxMiIsImtpZCI6InJzYS1uZXciLCJ0eXAiOiJKV1QifQ.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4c\
+         CI6MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.PbdoZHRVjduZ3TOt4XMgNAPpEgmniHI4F\
+         OiZYXlj8gx91uxTCU-nWfzK_xVtqg-NW8tRJnlfDiCnkVvsmmZy7P5sRvNX083am-AKpvGQ6vsxagSFOm8kT1_SS5LC_KkFh\
+         -DCITFjDP1r65aaPaEt5lVzbdwpSpYJiAgJ-R8ZLgG5XDZdz5q5t_fBJi29Bk8Te2gBZvAD_A-F0EfR3TthWwS0gwV7iZxQY\
+         DGwXvzx6ZpPa0MITs-UQ0va1BuyrlYXckvsOqq1J2W2bjCo-MaPkBVMSySG4xnVR63mxJx_luaxcraISSHwkrBhFMQKzxN2v\
+         -lLamFuz_D6QGreH4ryZ0DzW2F0OqvzcDgc3lcq2gLWHvab5wcQpputMEjAdVYcr_YqhFtqU8GifRwfJZuBOhD75Gq1H7seQ\
+         qMT54vpguM6xAyvvNQR4DnlLl28drrUwp_4fDkdp7BqKvrTWfEs2GX3F68dCB80BNsVTEy80pT-_CR-o0cDeiFaWAo5xNl_",
+    ),
+    (
+        "ES256",
+        "p256-old",
+        "eyJhbGciOiJFUzI1NiIsImtpZCI6InAyNTYtb2xkIiwidHlwIjoiSldUIn0.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4\
+         cCI6MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.t91uKrmh_AILii1rHVgu9izfFbtXK9Ba\
+         l6bMcg6JDI8mcR3Y-AonbLaI6l8xZ3GESaY0a5QroPKMyUZsagPnTA",
+    ),
+    (
+        "ES256",
+        "p256-new",
+        "eyJhbGciOiJFUzI1NiIsImtpZCI6InAyNTYtbmV3IiwidHlwIjoiSldUIn0.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4\
+         cCI6MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.vr7Dz7wLs5mWnH7AA1TzMEevBGOm4UVj\
+         vMwFAv4tM4KFalHJz_vDWY2RFApQMAFLAdhaAAFuA1A8bPTGOsyAiA",
+    ),
+    (
+        "ES384",
+        "p384",
+        "eyJhbGciOiJFUzM4NCIsImtpZCI6InAzODQiLCJ0eXAiOiJKV1QifQ.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4cCI6M\
+         TkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.5ba1wMZca_IFLH63lmSk9wm08h85JB3DVM5JL\
+         -gu93OfZpLIM3ifduT1JFemgCl8rj6SOwGp5lKUR7-Njk7ueZXSX5E7gAVtJTfWljqTMD70vVV_D87G0qRcgGmxlS4e",
+    ),
+    (
+        "ES512",
+        "p521",
+        "eyJhbGciOiJFUzUxMiIsImtpZCI6InA1MjEiLCJ0eXAiOiJKV1QifQ.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4cCI6M\
+         TkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.AI6NAoUYMuQSN2VsYuyxUEfubibAMg_7I_-Nq\
+         M0Wpe10WoY55_bNyvU1zeEXXG-sgXEG-TfPAXlXu3idtQkL9QQzADw-QYbTQsN16-6X1DLYvXndRITXQxLmVc_EEk-gv908v\
+         jsqcy0TAUAdjGF1w-ljsrWAmDB88HiHVFbmmMcKa6Nu",
+    ),
+    (
+        "EdDSA",
+        "ed25519-old",
+        "eyJhbGciOiJFZERTQSIsImtpZCI6ImVkMjU1MTktb2xkIiwidHlwIjoiSldUIn0.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIs\
+         ImV4cCI6MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0._3DpKrVwwl5fuIhuRDmwY2I6gLiH\
+         a93nHj-_yjteMsQLk8FrJQZE0cxeLKHfr6CocDoGEYYIWM043wLiN6vlCw",
+    ),
+    (
+        "EdDSA",
+        "ed25519-new",
+        "eyJhbGciOiJFZERTQSIsImtpZCI6ImVkMjU1MTktbmV3IiwidHlwIjoiSldUIn0.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIs\
+         ImV4cCI6MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.Sz6Hr4qmYS_-Y3A-p0ROjwKmqJW4\
+         QUAkFlNMI4_yAK9kNokbLkWdy5iPLXiPe8V01s8OXuePNiMTyvDToJJ4Dg",
+    ),
+    (
+        "Ed25519",
+        "ed25519-new",
+        "eyJhbGciOiJFZDI1NTE5IiwidHlwIjoiSldUIiwia2lkIjoiZWQyNTUxOS1uZXcifQ.eyJyb2xlIjoiYXV0aGVudGljYXRlZ\
+         CIsImV4cCI6MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.UCADUz2FvKZTMkYAf3KMUjaFj\
+         0xdgqwzje4HauimFw9C3HWAZvLYRHapg6VwaorRflCnC1m4eFyf09kTWouwDg",
+    ),
+    (
+        "HS256",
+        "oct-1",
+        "eyJhbGciOiJIUzI1NiIsImtpZCI6Im9jdC0xIiwidHlwIjoiSldUIn0.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4cCI6\
+         MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.0sCxg_ff6NtaFFjeAYYGLqBQUzqVVx3uHnjZ\
+         KfbhojU",
+    ),
+    (
+        "HS384",
+        "oct-1",
+        "eyJhbGciOiJIUzM4NCIsImtpZCI6Im9jdC0xIiwidHlwIjoiSldUIn0.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4cCI6\
+         MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.0dLeLx5uAeDCY0INqbym5vbzhJAXyeZpYL3b\
+         owayYtubpL2n8Xbzqy0pSw0x-7qN",
+    ),
+    (
+        "HS512",
+        "oct-1",
+        "eyJhbGciOiJIUzUxMiIsImtpZCI6Im9jdC0xIiwidHlwIjoiSldUIn0.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4cCI6\
+         MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.PcKb0USfALrHll8dIsDb3W5lq5OAhV0TrIjb\
+         Sr5lKsWsIk3AdPhJQYfkzLjY5HSiGx_eF1wsMs_tpCUcG2wwhg",
+    ),
+    (
+        "RS256",
+        "rsa-new",
+        "eyJhbGciOiJSUzI1NiIsImtpZCI6InJzYS1uZXcifQ.eyJyb2xlIjogImF1dGhlbnRpY2F0ZWQiLCAiZXhwIjogMTkwMDAwM\
+         DAwMCwgInN1YiI6ICJ1MSIsICJhdWQiOiAiYXV0aGVudGljYXRlZCJ9.iv_1ScvCbR4xxx0fHxoMQroK97ApCnsUdp9kc3A-\
+         3bxY5Gi6yM_Mp_U7fS2c6CEtwhn-H8rc3BrxdwvrfBQpkHPQ_T8S7BQA3C_GZYgQp8_uKvuICy3dJkEWnUxQHNQzBrv1odb7\
+         8TfvZfEQlp1rSuU6uvS8OcyW2Jf6qwr4iBc8cIsSALuePGK1Yx8bNO30j3bTHaHN_I7HWL7BSCYKbPX6aAXEgMhLd4xE2VU0\
+         ykrL9cQx3gE5OF2NQ1Yk-SvShxaMeWnNcXVB4K4eapng2e8-ICa95pny2sIfDuXmVA7eazlZZSGHPSgZDju78JjK4mdNcA4a\
+         bd2qySWyDTNbt54QB6dtKBNmyyUMkPf38yrv_1CuCHs2-H-21Niuo3Oj40MRjTPal0_RMZGA8ME4STC7td3DjqVL29DUGVSE\
+         o3OW86xhm0hBhMGKiDEZPK4ufkLgu3QplLmlvxIBPGE8qdO8fZYlvaw6JSLJZpodeiHnHrvw8RH1kvbNQqvUpAgC",
+    ),
+];
+
+/// Modulus of 1024 bits.
+pub(super) const SHORT_MODULUS: &str =
+    "pzygbeKKSHxxKLC3gWyvENrLRmSLGOXVkPeaTqWhsO4msSd6H43ibqzj7Qe1txYYjnn84oOVzRHAccYyVe0LVIoukJe9qnEe\
+         rQARHwwMioJQqWDS0YJH-LSasBt7hPcSHswboq9r_PLoMMv3YuwX7h-A_iBhR1QAApVBrJQIHak";
+
+/// HS256 with the public key of `rsa-new`, as PEM, for a secret.
+pub(super) const CONFUSED: &str =
+    "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCIsImtpZCI6InJzYS1uZXcifQ.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4c\
+         CI6MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.zCzVUpFKRlHYCcZ1-MadJxRvxv1bhNasW\
+         ctLObxCp2k";
+
+/// A cube root whose cube begins like a padded digest and goes on with garbage; `rsa-old` has the exponent 3.
+/// It verifies where padding is parsed instead of compared.
+pub(super) const CUBE_ROOT: &str =
+    "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCIsImtpZCI6InJzYS1vbGQifQ.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4c\
+         CI6MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\
+         AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\
+         AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\
+         AAAMsv9SnrceQVYPXZ1IPUWQHWRdtN4JvLvY649x6vHrRFROYCImEpcmWP_ezGYlfTCuX9X8X2qmLxKs2QNgzRjdKKWJSIlQ\
+         dSb9GNRSIzjzkVYBaCW9Q";
