@@ -85,6 +85,10 @@ pub(crate) struct ShapeArgs {
     /// Seconds of sending
     #[arg(long, default_value_t = 10.0)]
     pub(crate) seconds: f64,
+    /// The sender wakes at most this often, in microseconds; what falls due in between is sent together, and its
+    /// latency counts from when it fell due
+    #[arg(long, value_name = "MICROS", default_value_t = 50)]
+    pub(crate) tick: u64,
     /// Seconds at the start whose latency does not count; their deliveries are verified all the same
     #[arg(long, default_value_t = 1.0)]
     pub(crate) warmup: f64,

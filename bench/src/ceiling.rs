@@ -114,6 +114,7 @@ pub(crate) fn measure(shape: &ShapeArgs, writing: Writing, is_paced: bool) -> Re
         start: clock.now() + nanos(Duration::from_millis(50)),
         rate: if is_paced { shape.rate } else { 1e9 },
         messages: if is_paced { (shape.rate * shape.seconds).round().max(1.0) as u64 } else { u64::MAX },
+        tick: Duration::from_micros(shape.tick),
     };
     let stop = AtomicBool::new(false);
     let (sent, cpu_s) = std::thread::scope(|scope| {
@@ -174,7 +175,7 @@ fn send(
         let now = clock.now();
         let due = schedule.due(k);
         if due > now {
-            std::thread::sleep(Duration::from_nanos(due - now).max(Duration::from_micros(50)));
+            std::thread::sleep(Duration::from_nanos(due - now).max(schedule.tick));
             continue;
         }
         let topic = (k % shape.topics as u64) as usize;

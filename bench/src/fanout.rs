@@ -188,6 +188,7 @@ pub(crate) fn measure(
         start: clock.now() + nanos(HEAD_START),
         rate: shape.rate,
         messages: (shape.rate * shape.seconds).round().max(1.0) as u64,
+        tick: Duration::from_micros(shape.tick),
     };
     tally.measure_from = schedule.start + (shape.warmup * 1e9) as u64;
 

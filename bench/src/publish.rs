@@ -21,9 +21,6 @@ use crate::stamp::{self, Stamp};
 /// that could be sustained.
 const MAX_UNSENT: usize = 256 * 1024 * 1024;
 
-/// Shortest sleep: below it, waking up costs more than the messages.
-const SHORTEST: Duration = Duration::from_micros(50);
-
 /// What is sent when.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Schedule {
@@ -33,6 +30,8 @@ pub(crate) struct Schedule {
     pub(crate) rate: f64,
     /// How many in all.
     pub(crate) messages: u64,
+    /// Shortest sleep: below some, waking up costs more than the messages.
+    pub(crate) tick: Duration,
 }
 
 impl Schedule {
@@ -178,7 +177,7 @@ pub(crate) fn publish(
                 fleet.beat();
             }
             let wait = Duration::from_nanos(schedule.due(k).saturating_sub(clock.now()));
-            std::thread::sleep(wait.clamp(SHORTEST, Duration::from_millis(100)));
+            std::thread::sleep(wait.max(schedule.tick).min(Duration::from_millis(100)));
         }
     }
     sent.cpu_s = crate::process::thread_cpu_s();
@@ -200,7 +199,7 @@ mod tests {
 
     #[test]
     fn messages_are_due_at_even_distances() {
-        let schedule = Schedule { start: 1000, rate: 1000.0, messages: 10 };
+        let schedule = Schedule { start: 1000, rate: 1000.0, messages: 10, tick: Duration::ZERO };
         assert_eq!((schedule.due(0), schedule.due(3)), (1000, 3_001_000));
     }
 

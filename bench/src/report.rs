@@ -46,16 +46,17 @@ pub(crate) fn run(args: &ReportArgs) -> Result<(), Failure> {
 
 fn rows(args: &ReportArgs, server: &ServerArgs) -> Result<Vec<Row>, Failure> {
     let mut rows = Vec::new();
-    let shape = |topics: usize, rate: f64| ShapeArgs {
+    let shape = |topics: usize, rate: f64, tick: u64| ShapeArgs {
         topics,
+        tick,
         subscribers: 1000,
         rate,
         bytes: 256,
         seconds: args.seconds.max(2.0),
         warmup: 1.0,
     };
-    most(args, server, shape(1, 800.0), "P1 most deliveries/s, 1 × 1,000", "103 k", &mut rows)?;
-    most(args, server, shape(100, 40_000.0), "P1 most deliveries/s, 100 × 10", "64 k", &mut rows)?;
+    most(args, server, shape(1, 800.0, 1000), "P1 most deliveries/s, 1 × 1,000", "103 k", &mut rows)?;
+    most(args, server, shape(100, 40_000.0, 1000), "P1 most deliveries/s, 100 × 10", "64 k", &mut rows)?;
     let one = Fixed {
         cpu: "P2 CPU-s per million at 100 k/s, 1 × 1,000",
         cpu_target: "≤ 4.5",
@@ -64,7 +65,7 @@ fn rows(args: &ReportArgs, server: &ServerArgs) -> Result<Vec<Row>, Failure> {
         tail_target: "p99 ≤ 15 ms",
         tail_peer: "25.7 / 191 ms",
     };
-    fixed(args, server, shape(1, 100.0), &one, &mut rows)?;
+    fixed(args, server, shape(1, 100.0, 50), &one, &mut rows)?;
     let many = Fixed {
         cpu: "P2 CPU-s per million at 100 k/s, 100 × 10",
         cpu_target: "≤ 6.5",
@@ -73,7 +74,7 @@ fn rows(args: &ReportArgs, server: &ServerArgs) -> Result<Vec<Row>, Failure> {
         tail_target: "p99 ≤ 4 ms",
         tail_peer: "4.9 / 27.9 ms (at 57 k/s)",
     };
-    fixed(args, server, shape(100, 10_000.0), &many, &mut rows)?;
+    fixed(args, server, shape(100, 10_000.0, 50), &many, &mut rows)?;
     resting(server, &mut rows)?;
     changing(args, server, &mut rows)?;
     joining(server, &mut rows)?;
@@ -288,8 +289,15 @@ fn joining(server: &ServerArgs, rows: &mut Vec<Row>) -> Result<(), Failure> {
 
 fn stopping(server: &ServerArgs, rows: &mut Vec<Row>) -> Result<(), Failure> {
     note("P13 slow readers");
-    let shape =
-        ShapeArgs { topics: 1, subscribers: 500, rate: 200.0, bytes: 4096, seconds: 15.0, warmup: 1.0 };
+    let shape = ShapeArgs {
+        topics: 1,
+        subscribers: 500,
+        rate: 200.0,
+        bytes: 4096,
+        seconds: 15.0,
+        tick: 50,
+        warmup: 1.0,
+    };
     let slow = slow::measure(&shape, 1.0, Some(1024), server)?;
     rows.push(Row {
         what: "P13 1 % stop reading: p99 of the others (outbox bound 1 MiB, 500 × 4 KiB × 200/s)",
