@@ -146,6 +146,8 @@ impl Start {
             let url = |user, password| Secret::new(facts.url(user, password));
             database.replication_url = url("tidewire_replication", &self.keys.replication_password);
             database.authenticator_url = url("authenticator", &self.keys.authenticator_password);
+            // The owner of everything here, used for the upkeep of `realtime.messages` alone.
+            database.maintenance_url = Some(Secret::new(facts.superuser_url.clone()));
         }
         config
     }

@@ -9,6 +9,7 @@ use tidewire_replication::{
 };
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::batch::Batcher;
@@ -27,6 +28,9 @@ const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// First and longest wait between two attempts to open the stream.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// A stream that has lived this long was not part of a row of failures.
+const STEADY: Duration = Duration::from_secs(10);
 
 /// Attempts that may fail before the channels are told: a Postgres restart takes a second or two, and a
 /// stream that goes on from its slot has missed nothing.
@@ -102,6 +106,7 @@ pub(super) struct ChangeTask {
     /// Where an interrupted durable stream goes on; `None` = afresh.
     resume_from: Option<Lsn>,
     last_error: Option<String>,
+    live_since: Instant,
     /// The live stream contains messages from the database.
     has_messages: bool,
     /// Channels that want to be told when it does (§3.7), looked at again and again.
@@ -129,6 +134,7 @@ impl ChangeTask {
             failed_attempts: 0,
             resume_from: None,
             last_error: None,
+            live_since: Instant::now(),
             has_messages: false,
             awaiting_messages: JoinSet::new(),
         }
@@ -238,8 +244,7 @@ impl ChangeTask {
         let resumed = self.resume_from.is_some();
         let durability = stream.durability();
         tracing::info!(started_at = %stream.started_at(), ?durability, resumed, "the change stream is live");
-        self.failed_attempts = 0;
-        self.last_error = None;
+        self.live_since = Instant::now();
         self.batcher.on_stream_opened(resumed);
         if !resumed {
             self.batcher.start_at(stream.started_at());
@@ -262,6 +267,10 @@ impl ChangeTask {
 
     /// The connection ended. A durable slot goes on from what was delivered; anything else begins anew.
     fn on_interruption(&mut self, stream: &WalStream, error: &StreamError) -> Stream {
+        // A stream that ends at once, again and again, is failing, even if it can be opened.
+        if self.live_since.elapsed() >= STEADY {
+            self.failed_attempts = 0;
+        }
         self.resume_from = (stream.durability() == Durability::Durable && !error.is_continuity_lost())
             .then(|| self.batcher.resume_position());
         self.on_failure(error)
@@ -428,6 +437,8 @@ impl ChangeTask {
         let Some(database) = &self.database else { return Ok(()) };
         if let Some(lsn) = self.batcher.handle(&batch, &mut self.registry, database).await? {
             stream.confirm(lsn);
+            self.failed_attempts = 0;
+            self.last_error = None;
         }
         // Whoever may have missed a change is told so, and told again when it listens again (§5.11).
         for disturbed in self.batcher.take_disturbed() {
