@@ -332,11 +332,8 @@ fn ec_key(curve: Curve, x: &[u8], y: &[u8]) -> Result<ParsedPublicKey, KeyProble
 
 fn ed25519_key(x: &[u8]) -> Result<ParsedPublicKey, KeyProblem> {
     let wanted = 32;
-    let point: [u8; 32] = x.try_into().map_err(|_| KeyProblem::CoordinateSize {
-        member: "x",
-        bytes: x.len(),
-        wanted,
-    })?;
+    let point: [u8; 32] =
+        x.try_into().map_err(|_| KeyProblem::CoordinateSize { member: "x", bytes: x.len(), wanted })?;
     if has_small_order(&point) {
         return Err(KeyProblem::SmallOrder);
     }

@@ -2,6 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod keys;
+mod vectors;
+
 const SECRET: &[u8] = b"super-secret-jwt-token-with-at-least-32-characters-long";
 const NOW: i64 = 1_800_000_000;
 
@@ -127,10 +130,44 @@ fn a_token_does_not_choose_how_the_secret_is_used() {
     // A signature by another algorithm of the same family does not do.
     assert_eq!(verify(&with_header(r#"{"alg":"HS512"}"#, GOOD)), Err(TokenError::Signature));
     assert_eq!(verify(&with_header(r#"{"alg":"HS384"}"#, GOOD)), Err(TokenError::Signature));
-    // The last of two headers counts, for us as for the signature.
-    assert_eq!(verify(&with_header(r#"{"alg":"HS256","alg":"none"}"#, GOOD)), Err(TokenError::Signer));
+    // Whoever writes `crit` wants something that we do not understand, even an empty list of it.
+    for crit in [r#"["b64"]"#, r#"["exp"]"#, "[]", "null"] {
+        let header = format!(r#"{{"alg":"HS256","crit":{crit},"b64":false}}"#);
+        assert_eq!(verify(&with_header(&header, GOOD)), Err(TokenError::Signer), "{crit}");
+    }
     // A key id names nothing as long as there is no key set.
     assert!(verify(&with_header(r#"{"alg":"HS256","kid":"../../etc/passwd"}"#, GOOD)).is_ok());
+}
+
+#[test]
+fn a_header_says_everything_once() {
+    for header in [
+        r#"{"alg":"HS256","alg":"none"}"#,
+        r#"{"alg":"none","alg":"HS256"}"#,
+        r#"{"alg":"HS256","alg":"HS256"}"#,
+        r#"{"alg":"HS256","\u0061lg":"none"}"#,
+        r#"{"alg":"HS256","kid":"a","kid":"b"}"#,
+        r#"{"alg":"HS256","typ":"JWT","typ":"JWT"}"#,
+    ] {
+        assert_eq!(verify(&with_header(header, GOOD)), Err(TokenError::Malformed), "{header}");
+    }
+    assert!(verify(&with_header(r#"{"alg":"HS256","x":{"alg":1},"Alg":"none"}"#, GOOD)).is_ok());
+}
+
+#[test]
+fn a_token_has_a_bounded_length() {
+    let sized = |extra: usize| {
+        sign_hs256(SECRET, &format!(r#"{{"role":"anon","exp":1900000000,"pad":"{}"}}"#, "x".repeat(extra)))
+    };
+    let mut pad = 12_000;
+    while sized(pad + 1).len() <= MAX_TOKEN_BYTES {
+        pad += 1;
+    }
+    assert!(verify(&sized(pad)).is_ok());
+    assert_eq!(verify(&sized(pad + 1)), Err(TokenError::Malformed));
+    // What cleaning would remove counts too: the bound is on work, not on meaning.
+    let padded = format!("{}{}", sign_hs256(SECRET, GOOD), " ".repeat(MAX_TOKEN_BYTES));
+    assert_eq!(verify(&padded), Err(TokenError::Malformed));
 }
 
 #[test]
@@ -213,6 +250,7 @@ fn role_and_expiry_are_required_and_the_role_is_on_the_list() {
 #[test]
 fn each_refusal_has_its_texts() {
     let signer = "Failed to generate JWT signer, check your JWT secret or JWKS configuration";
+    let by_kid = r#"Failed to generate JWT signer for key ID (kid) "19de8c2c", check your JWT secret or JWKS configuration"#;
     let fields = "Fields `role` and `exp` are required in JWT";
     let rows = [
         (
@@ -222,6 +260,12 @@ fn each_refusal_has_its_texts() {
             "The token provided is not a valid JWT",
         ),
         (TokenError::Signer, &format!("JwtSignerError: {signer}"), (401, signer), ":error_generating_signer"),
+        (
+            TokenError::SignerForKid { kid: "19de8c2c".into() },
+            r#"JwtSignerError: Failed to generate JWT signer for key ID (kid) "19de8c2c", check your JWT secret or JWKS configuration"#,
+            (401, by_kid),
+            by_kid,
+        ),
         (
             TokenError::Signature,
             "JwtSignatureError: Failed to validate JWT signature",
@@ -256,7 +300,7 @@ fn each_refusal_has_its_texts() {
     ];
     for (error, join, connect, push) in rows {
         assert_eq!(error.join_reason(), join);
-        assert_eq!(error.connect_answer(), connect);
+        assert_eq!(error.connect_answer(), (connect.0, connect.1.to_owned()));
         assert_eq!(error.push_message(), push);
         assert!(!error.to_string().contains("canary"));
         assert!(!error.code().is_empty());

@@ -152,20 +152,17 @@ pub(super) const TOKENS: &[(&str, &str, &str)] = &[
 ];
 
 /// Modulus of 1024 bits.
-pub(super) const SHORT_MODULUS: &str =
-    "pzygbeKKSHxxKLC3gWyvENrLRmSLGOXVkPeaTqWhsO4msSd6H43ibqzj7Qe1txYYjnn84oOVzRHAccYyVe0LVIoukJe9qnEe\
+pub(super) const SHORT_MODULUS: &str = "pzygbeKKSHxxKLC3gWyvENrLRmSLGOXVkPeaTqWhsO4msSd6H43ibqzj7Qe1txYYjnn84oOVzRHAccYyVe0LVIoukJe9qnEe\
          rQARHwwMioJQqWDS0YJH-LSasBt7hPcSHswboq9r_PLoMMv3YuwX7h-A_iBhR1QAApVBrJQIHak";
 
 /// HS256 with the public key of `rsa-new`, as PEM, for a secret.
-pub(super) const CONFUSED: &str =
-    "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCIsImtpZCI6InJzYS1uZXcifQ.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4c\
+pub(super) const CONFUSED: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCIsImtpZCI6InJzYS1uZXcifQ.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4c\
          CI6MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.zCzVUpFKRlHYCcZ1-MadJxRvxv1bhNasW\
          ctLObxCp2k";
 
 /// A cube root whose cube begins like a padded digest and goes on with garbage; `rsa-old` has the exponent 3.
 /// It verifies where padding is parsed instead of compared.
-pub(super) const CUBE_ROOT: &str =
-    "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCIsImtpZCI6InJzYS1vbGQifQ.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4c\
+pub(super) const CUBE_ROOT: &str = "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCIsImtpZCI6InJzYS1vbGQifQ.eyJyb2xlIjoiYXV0aGVudGljYXRlZCIsImV4c\
          CI6MTkwMDAwMDAwMCwic3ViIjoidTEiLCJhdWQiOiJhdXRoZW50aWNhdGVkIn0.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\
          AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\
          AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\
