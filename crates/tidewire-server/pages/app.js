@@ -298,6 +298,7 @@ function startDemo({ anon_key: apikey, tenant }) {
     const expected = pending.expect(matches);
     try {
       await request(method, path, body);
+      latency.write.answered(performance.now() - expected.since);
       notes.problem(null);
     } catch (error) {
       expected.settle(null);

@@ -84,10 +84,16 @@ export function latencyPanel({ onMeasure }) {
   const KEPT = 60;
   const meter = (name) => {
     const readings = [];
+    const answers = [];
     const output = find(`latency-${name}`);
     const note = find(`latency-${name}-note`);
     const spark = find(`spark-${name}`);
     return {
+      /** How long the request's own answer took: what the change is to be compared with. */
+      answered(ms) {
+        answers.push(ms);
+        if (answers.length > KEPT) answers.shift();
+      },
       add(ms) {
         readings.push(ms);
         if (readings.length > KEPT) readings.shift();
@@ -97,7 +103,9 @@ export function latencyPanel({ onMeasure }) {
         output.textContent = formatMs(median);
         output.dataset.ms = String(median);
         if (readings.length > 2) {
-          note.textContent = `last ${formatMs(ms)} · p95 ${formatMs(quantile(sorted, 0.95))} · ${readings.length} readings`;
+          const answer = quantile([...answers].sort((a, b) => a - b), 0.5);
+          const first = answer === undefined ? `last ${formatMs(ms)}` : `answer ${formatMs(answer)}`;
+          note.textContent = `${first} · p95 ${formatMs(quantile(sorted, 0.95))} · ${readings.length} readings`;
         }
         drawSpark(spark, readings);
       },
