@@ -92,7 +92,7 @@ impl Start {
         self.steps.done(&format!("PostgreSQL {} on port {}", facts.version, facts.port));
         let applied = objects::apply(&facts.superuser_url, &self.keys, self.has_demo);
         let verb = if self.unless_stopped(applied).await?? { "made" } else { "there" };
-        self.steps.done(&format!("roles, schema auth, publication: {verb}"));
+        self.steps.done(&format!("roles, schemas auth and realtime, publications: {verb}"));
 
         let tenant = config.tenant.id.clone();
         let server = Server::start(self.with_logins(config, &facts), self.stop.clone()).await?;
@@ -173,6 +173,9 @@ fn config(args: &DevArgs, keys: &Keys) -> Result<ServerConfig, Failure> {
          [limits]
          presence_calls = 60       # DESIGN.md §5: the reference's 5 would cut an example off after 15 s
          presence_window_ms = 30_000
+         max_joins_per_second = 'unlimited'
+         max_events_per_second = 'unlimited'
+         max_presence_events_per_second = 'unlimited'
          [timers]
          shutdown_grace_ms = {}
          [database]

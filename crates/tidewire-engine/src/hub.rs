@@ -48,6 +48,7 @@ use crate::message::{Domain, Message};
 use crate::now::Now;
 use crate::outbox::Outbox;
 use crate::random::Random;
+use crate::rate::Rates;
 use crate::timers::Timers;
 use access::Asked;
 use channel::Channel;
@@ -131,6 +132,8 @@ pub struct HubConfig {
     pub max_outbox_bytes: usize,
     /// Largest broadcast or presence payload.
     pub max_payload_bytes: usize,
+    /// Rate counters of the tenant, shared by its hubs.
+    pub rates: Arc<Rates>,
     /// Presence calls per channel and window; `None` = unlimited.
     pub presence_calls: Option<u32>,
     /// Length of that window.
@@ -460,6 +463,13 @@ struct Hears {
     has_replayed: bool,
 }
 
+/// Which rate a tenant is over (§7.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rate {
+    Events,
+    Presence,
+}
+
 /// How a member gets presence diffs (§4.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum HearsPresence {
@@ -477,7 +487,7 @@ enum HearsPresence {
 enum Timer {
     Idle(SocketId),
     NoChannel(SocketId),
-    JoinRefusal { socket: SocketId, frames: Bytes },
+    JoinRefusal { socket: SocketId, frames: Bytes, closes_socket: bool },
     TokenCheck(ChannelId),
 }
 
@@ -506,9 +516,13 @@ pub struct Hub {
     doomed: Vec<SocketId>,
     /// Channels left in this turn, and when.
     leaving: Vec<(Now, ChannelId)>,
+    /// Channels to be shut down at the end of this input because their tenant is over a rate.
+    over_rate: Vec<(ChannelId, Rate)>,
     next_channel_serial: u64,
     next_generation: u32,
     is_draining: bool,
+    /// Time of the last input; what ends a turn happens then.
+    now: Now,
 }
 
 impl std::fmt::Debug for Hub {
@@ -541,9 +555,11 @@ impl Hub {
             dirty_presence: Vec::new(),
             doomed: Vec::new(),
             leaving: Vec::new(),
+            over_rate: Vec::new(),
             next_channel_serial: 0,
             next_generation: 0,
             is_draining: false,
+            now: Now { mono_ms: 0, wall_ms: 0 },
         }
     }
 
@@ -561,6 +577,7 @@ impl Hub {
 
     /// Tells the hub what happened.
     pub fn handle(&mut self, now: Now, input: Input<'_>) {
+        self.now = now;
         match input {
             Input::Text(socket, bytes) => self.on_text(now, socket, bytes),
             Input::Binary(socket, bytes) => self.on_binary(now, socket, bytes),
@@ -579,6 +596,7 @@ impl Hub {
             Input::Drain(Drain::Refuse) => self.is_draining = true,
             Input::Drain(Drain::Close) => self.close_all(),
         }
+        self.end_over_rate(now);
         self.end_doomed();
     }
 
@@ -599,6 +617,7 @@ impl Hub {
         // Each round but the last closes a socket, so this ends.
         loop {
             self.flush_presence();
+            self.end_over_rate(self.now);
             self.end_doomed();
             if self.dirty_presence.is_empty() {
                 return;
@@ -721,7 +740,9 @@ impl Hub {
             match timer {
                 Timer::Idle(id) => self.on_idle_timer(now, id),
                 Timer::NoChannel(id) => self.on_no_channel_timer(now, id),
-                Timer::JoinRefusal { socket, frames } => self.on_refusal_timer(socket, frames),
+                Timer::JoinRefusal { socket, frames, closes_socket } => {
+                    self.on_refusal_timer(socket, frames, closes_socket);
+                }
                 Timer::TokenCheck(channel) => self.on_token_timer(now, channel),
             }
         }

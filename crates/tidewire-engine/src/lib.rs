@@ -15,6 +15,7 @@ mod message;
 mod now;
 mod outbox;
 mod random;
+mod rate;
 mod subscriptions;
 mod timers;
 
@@ -26,6 +27,7 @@ pub use hub::{
 pub use message::{Body, Domain, Message};
 pub use now::Now;
 pub use outbox::{Outbox, Overflow};
+pub use rate::{RateCounter, Rates, TICK_MS};
 pub use subscriptions::{
     Action, ActionSet, Group, GroupId, GroupKey, Match, Member, Subscriptions, TableId, Test, Value,
 };

@@ -164,6 +164,9 @@ operational_codes! {
     ConnectionRateLimitReached: [Handshake JoinReply],
         "the tenant has as many connected users as it may have",
         "raise `max_concurrent_users` of the tenant, or close idle connections";
+    JoinsRateLimitReached: [Handshake Log],
+        "a connection was refused because the tenant joins channels too fast",
+        "let clients back off, or raise `limits.max_joins_per_second`";
     ClientJoinRateLimitReached: [JoinReply],
         "the tenant's clients join faster than allowed",
         "raise `max_joins_per_second` of the tenant, or look for a client that joins in a loop";

@@ -139,6 +139,12 @@ pub struct Limits {
     pub presence_calls: Option<u32>,
     /// Fixed window of [`Limits::presence_calls`].
     pub presence_window_ms: u64,
+    /// Joins per second of the tenant on this server, averaged over a minute; `None` = unlimited (§7.1).
+    pub max_joins_per_second: Option<u32>,
+    /// Broadcasts and their deliveries per second, likewise.
+    pub max_events_per_second: Option<u32>,
+    /// Presence events and their deliveries per second, likewise.
+    pub max_presence_events_per_second: Option<u32>,
     /// Bindings of one channel.
     pub max_bindings_per_channel: usize,
     /// A change whose text form is larger is sent with `Error 413` (§5.9).
@@ -204,6 +210,9 @@ impl Default for Limits {
             max_outbox_bytes: 16 * 1024 * 1024,
             presence_calls: Some(5),
             presence_window_ms: 30_000,
+            max_joins_per_second: Some(100),
+            max_events_per_second: Some(100),
+            max_presence_events_per_second: Some(1000),
             max_bindings_per_channel: 100,
             max_record_bytes: 1_048_576,
             max_header_bytes: 16_384,

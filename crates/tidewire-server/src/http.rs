@@ -26,6 +26,7 @@ use axum::routing::{get, post};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tidewire_authz::Authenticator;
+use tidewire_engine::Rates;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -47,6 +48,7 @@ pub(crate) struct App {
     pub(crate) shards: Shards,
     pub(crate) changes: watch::Receiver<ChangeStatus>,
     pub(crate) authenticator: Option<Authenticator>,
+    pub(crate) rates: Arc<Rates>,
     pub(crate) demo: Option<Arc<demo::Demo>>,
 }
 
@@ -57,9 +59,10 @@ impl App {
         shards: Shards,
         changes: watch::Receiver<ChangeStatus>,
         authenticator: Option<Authenticator>,
+        rates: Arc<Rates>,
     ) -> Self {
         let demo = demo::Demo::new(&config).map(Arc::new);
-        Self { config, tokens, shards, changes, authenticator, demo }
+        Self { config, tokens, shards, changes, authenticator, rates, demo }
     }
 
     /// Whether the Host header means the tenant of this server: an IP literal, `localhost`, a first label

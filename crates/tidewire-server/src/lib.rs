@@ -11,6 +11,7 @@
 //! | `changes` | the replication stream and who gets its changes |
 //! | `access` | what hubs ask about private channels |
 //! | `maintenance` | upkeep of `realtime.messages` |
+//! | `rates` | the pace of the rate counters |
 //! | `tokens` | the tenant's verifier |
 
 mod access;
@@ -18,6 +19,7 @@ mod changes;
 pub mod config;
 mod http;
 mod maintenance;
+mod rates;
 mod shard;
 mod tokens;
 
@@ -28,7 +30,7 @@ use std::time::Duration;
 pub use changes::ChangeStatus;
 pub use config::ServerConfig;
 use shard::{ShardThreads, Shards};
-use tidewire_engine::{Drain, HubConfig, VerifyToken};
+use tidewire_engine::{Drain, HubConfig, Rates, VerifyToken};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -120,9 +122,16 @@ impl Server {
         let maintenance = config.database.as_ref().and_then(|database| database.maintenance_url.as_ref());
         let maintenance =
             maintenance.map(|url| changes::parse_url(url.expose())).transpose().map_err(unusable)?;
+        let limits = &config.limits;
+        let rates = Arc::new(Rates::new(
+            limits.max_joins_per_second,
+            limits.max_events_per_second,
+            limits.max_presence_events_per_second,
+        ));
+        tokio::spawn(rates::run(Arc::clone(&rates), shutdown.clone()));
         let (sender, receiver) = changes::channel();
         let access = access::Access::new(authenticator.clone());
-        let (shards, threads) = Shards::start(hub_configs(&config), &verifier, &sender, &access)
+        let (shards, threads) = Shards::start(hub_configs(&config, &rates), &verifier, &sender, &access)
             .map_err(StartError::EventLoop)?;
         // The change stream outlives the sockets: it takes their last commands.
         let stop_changes = CancellationToken::new();
@@ -135,7 +144,8 @@ impl Server {
         if let Some(postgres) = maintenance {
             tokio::spawn(maintenance::run(postgres, shutdown.clone()));
         }
-        let app = http::App::new(Arc::new(config), tokens, shards.clone(), status.clone(), authenticator);
+        let app =
+            http::App::new(Arc::new(config), tokens, shards.clone(), status.clone(), authenticator, rates);
         let http = tokio::spawn(http::serve(app, listener, shutdown.clone()));
         tracing::info!(%address, shards = shards.count(), "listening");
         Ok(Self { address, shards, threads, http, changes, status, shutdown, stop_changes, grace })
@@ -186,7 +196,7 @@ impl Server {
     }
 }
 
-fn hub_configs(config: &ServerConfig) -> Vec<HubConfig> {
+fn hub_configs(config: &ServerConfig, rates: &Arc<Rates>) -> Vec<HubConfig> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let hubs = if config.shards == 0 { cores.min(64) } else { config.shards } as u16;
     let mut seed = [0_u8; 8];
@@ -205,6 +215,7 @@ fn hub_configs(config: &ServerConfig) -> Vec<HubConfig> {
             max_message_bytes: limits.max_frame_bytes,
             max_outbox_bytes: limits.max_outbox_bytes,
             max_payload_bytes: limits.max_payload_bytes,
+            rates: Arc::clone(rates),
             presence_calls: limits.presence_calls,
             presence_window_ms: limits.presence_window_ms,
             idle_timeout_ms: timers.idle_timeout_ms,

@@ -53,6 +53,7 @@ impl Hub {
             }
             return;
         }
+        self.config.rates.events.add(1);
         let domain = self.topics[topic_slot as usize].domain;
         let message = Arc::new(Message::in_domain(domain, &frame.topic, body));
         let except = (!receives_own).then_some(slot);

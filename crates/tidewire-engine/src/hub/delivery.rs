@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tidewire_protocol::codes::OperationalCode;
 use tidewire_protocol::frame::Version;
 
-use super::{ChannelId, Hears, HearsPresence, Hub, Output, PeerMessage, TopicKey};
+use super::{ChannelId, Hears, HearsPresence, Hub, Output, PeerMessage, Rate, TopicKey};
 use crate::message::Message;
+use crate::now::Now;
 
 /// The frames of one message as this loop has needed them so far.
 struct Frames<'a> {
@@ -39,6 +41,9 @@ impl Hub {
         is_presence: bool,
     ) {
         let mut frames = Frames::new(message);
+        let mut deliveries = 0;
+        // A tenant over its rate loses the channels that would have heard this (Q18).
+        let over = self.over_rate(is_presence);
         for position in 0..self.topics[topic as usize].members.len() {
             let member = self.topics[topic as usize].members[position];
             let hears = member.hears;
@@ -53,9 +58,43 @@ impl Hub {
                 }
                 continue;
             }
+            deliveries += 1;
+            if let Some(rate) = over {
+                self.over_rate.push((self.channels[member.channel as usize].id, rate));
+                continue;
+            }
             if let Some(frame) = frames.get(self.sockets[member.socket as usize].version) {
                 self.push(member.socket, frame);
             }
+        }
+        let rates = &self.config.rates;
+        let counter = if is_presence { &rates.presence } else { &rates.events };
+        counter.add(deliveries);
+    }
+
+    fn over_rate(&self, is_presence: bool) -> Option<Rate> {
+        let rates = &self.config.rates;
+        if is_presence {
+            rates.presence.is_above().then_some(Rate::Presence)
+        } else {
+            rates.events.is_triggered().then_some(Rate::Events)
+        }
+    }
+
+    /// Shuts down what a delivery found to be over a rate; not at once, because that changes the member list
+    /// under the loop.
+    pub(super) fn end_over_rate(&mut self, now: Now) {
+        for (channel, rate) in std::mem::take(&mut self.over_rate) {
+            let Some(&slot) = self.channel_slots.get(&channel) else { continue };
+            let (code, text) = match rate {
+                Rate::Events => {
+                    (OperationalCode::MessagePerSecondRateLimitReached, "Too many messages per second")
+                }
+                Rate::Presence => {
+                    (OperationalCode::PresenceRateLimitReached, "Too many presence messages per second")
+                }
+            };
+            self.shut_down(now, slot, code, text);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidewire_protocol::codes::OperationalCode;
+use tidewire_protocol::codes::{CLOSE_GOING_AWAY, OperationalCode};
 use tidewire_protocol::frame::{Frame, NULL, Payload, Status};
 use tidewire_protocol::join::{self, Binding, JoinPayload};
 use tidewire_protocol::{json, topic};
@@ -40,11 +40,13 @@ pub(super) struct JoinRequest {
 struct Refusal {
     code: OperationalCode,
     reason: String,
+    /// The socket is closed with 1001 behind the reply (§1.11).
+    closes_socket: bool,
 }
 
 impl Refusal {
     fn new(code: OperationalCode, text: &str) -> Self {
-        Self { code, reason: format!("{}: {text}", code.as_str()) }
+        Self { code, reason: format!("{}: {text}", code.as_str()), closes_socket: false }
     }
 }
 
@@ -120,6 +122,13 @@ impl Hub {
                 "Realtime is restarting, please standby",
             ));
         }
+        if self.config.rates.joins.is_triggered() {
+            return Err(Refusal {
+                closes_socket: true,
+                ..Refusal::new(OperationalCode::ClientJoinRateLimitReached, "Too many joins per second")
+            });
+        }
+        self.config.rates.joins.add(1);
         let replaces = self.find_channel(socket, &frame.topic).is_some();
         let is_full = |hub: &Self| {
             let owner = &hub.sockets[socket as usize];
@@ -158,7 +167,9 @@ impl Hub {
         match self.verifier.verify(token, now) {
             Ok(verified) if verified == *connection => Ok(connection),
             Ok(verified) => Ok(Arc::new(verified)),
-            Err(refusal) => Err(Refusal { code: refusal.code, reason: refusal.join_reason }),
+            Err(refusal) => {
+                Err(Refusal { code: refusal.code, reason: refusal.join_reason, closes_socket: false })
+            }
         }
     }
 
@@ -180,7 +191,7 @@ impl Hub {
         reason: String,
     ) {
         let names = (&*request.join_ref, &*request.reference, &*request.topic);
-        self.refuse_named(now, socket, names, Refusal { code, reason });
+        self.refuse_named(now, socket, names, Refusal { code, reason, closes_socket: false });
     }
 
     fn refuse_named(
@@ -217,17 +228,20 @@ impl Hub {
         owner.refusal_bytes = bytes;
         let timer = self.timers.set(
             now.mono_ms.saturating_add(self.config.join_error_backoff_ms),
-            Timer::JoinRefusal { socket: id, frames },
+            Timer::JoinRefusal { socket: id, frames, closes_socket: refusal.closes_socket },
         );
         owner.refusal_timers.push(timer);
     }
 
-    pub(super) fn on_refusal_timer(&mut self, socket: SocketId, frames: Bytes) {
+    pub(super) fn on_refusal_timer(&mut self, socket: SocketId, frames: Bytes, closes_socket: bool) {
         let Some(owner) = self.socket_mut(socket) else { return };
         // The wait is the same for all, so this one is the oldest.
         owner.refusal_timers.remove(0);
         owner.refusal_bytes -= frames.len();
         self.push(socket.index, frames);
+        if closes_socket {
+            self.close(socket.index, CLOSE_GOING_AWAY, "too many joins", false);
+        }
     }
 
     /// Makes the channel and says everything that follows a join, in the order of §2.6.

@@ -66,7 +66,12 @@ impl Hub {
                     );
                 } else {
                     match self.may_write(slot, Extension::Presence, frame) {
+                        Permission::Yes if self.config.rates.presence.is_above() => {
+                            let code = OperationalCode::PresenceRateLimitReached;
+                            self.shut_down(now, slot, code, "Too many presence messages per second");
+                        }
                         Permission::Yes => {
+                            self.config.rates.presence.add(1);
                             self.track(slot, tracked);
                             self.note_tracking(slot);
                             self.reply_presence(slot, reference, Status::Ok, "{}");
@@ -228,6 +233,7 @@ impl Hub {
     pub(super) fn push_state(&mut self, channel: ChannelId, payload: &Bytes) {
         let Some(&slot) = self.channel_slots.get(&channel) else { return };
         self.hears_mut(slot).presence = HearsPresence::Yes;
+        self.config.rates.presence.add(1);
         let channel = &self.channels[slot as usize];
         let socket = channel.socket;
         let version = self.sockets[socket as usize].version;

@@ -141,8 +141,8 @@ impl Hub {
             ("broadcast", _) => self.on_broadcast(channel, frame),
             ("presence", Payload::Json(payload)) => self.on_presence(now, channel, frame, payload),
             ("access_token", Payload::Json(payload)) => self.on_access_token(now, channel, payload),
-            // Unknown events are not answered (§1.8).
-            _ => {}
+            // Unknown events are not answered, but counted (§1.8).
+            _ => self.config.rates.events.add(1),
         }
     }
 

@@ -120,7 +120,14 @@ fn who_may_not_read_broadcasts_hears_none_and_who_may_not_write_is_not_answered(
     server.answer(write(false, false));
     server.settle();
     server.expect_nothing(mute);
-    server.push(mute, r#""1""#, r#""3""#, ROOM, "presence", r#"{"type":"presence","event":"track","payload":{}}"#);
+    server.push(
+        mute,
+        r#""1""#,
+        r#""3""#,
+        ROOM,
+        "presence",
+        r#"{"type":"presence","event":"track","payload":{}}"#,
+    );
     server.expect(mute, &[r#"["1","3","realtime:room","phx_reply",{"status":"error","response":{}}]"#]);
     server.push(speaker, r#""1""#, r#""2""#, ROOM, "broadcast", r#"{"n":2}"#);
     server.answer(write(true, false));
@@ -134,7 +141,11 @@ fn replayed_messages_follow_the_reply_and_do_not_come_twice() {
     let mut server = Server::new(1);
     let client = server.open(0, Version::V2);
     let replayed = vec![
-        StoredMessage { id: "a".into(), event: "old".into(), payload: StoredPayload::Json(r#"{"n": 1}"#.into()) },
+        StoredMessage {
+            id: "a".into(),
+            event: "old".into(),
+            payload: StoredPayload::Json(r#"{"n": 1}"#.into()),
+        },
         StoredMessage { id: "b".into(), event: "new".into(), payload: StoredPayload::Json("null".into()) },
     ];
     join(
@@ -153,8 +164,10 @@ fn replayed_messages_follow_the_reply_and_do_not_come_twice() {
     );
     for (id, is_new) in [("b", false), ("c", true)] {
         let body = tidewire_engine::Body::Json { event: "broadcast", payload: r#"{"n":3}"#.into() };
-        let message = tidewire_engine::Message::in_domain(tidewire_engine::Domain::Private, ROOM, body).with_id(id);
-        server.publish(&tidewire_engine::PeerMessage::Publish { message: message.into(), is_presence: false });
+        let message =
+            tidewire_engine::Message::in_domain(tidewire_engine::Domain::Private, ROOM, body).with_id(id);
+        server
+            .publish(&tidewire_engine::PeerMessage::Publish { message: message.into(), is_presence: false });
         server.settle();
         assert_eq!(server.take(client).len(), usize::from(is_new));
     }
@@ -236,7 +249,8 @@ fn a_private_channel_that_tracks_without_presence_gets_diffs_as_its_own_pushes()
     server.answer(Answer::Write { broadcast: true, presence: true, presence_read: true });
     server.settle();
     let frames = server.take(client);
-    let diffs: Vec<_> = frames.iter().map(parts).filter(|(_, _, _, event, _)| event == "presence_diff").collect();
+    let diffs: Vec<_> =
+        frames.iter().map(parts).filter(|(_, _, _, event, _)| event == "presence_diff").collect();
     assert_eq!(diffs.len(), 1, "{frames:?}");
     assert_eq!(diffs[0].0, json!("1"), "a push of the channel carries its join ref");
 }

@@ -327,8 +327,12 @@ fn messages_for_channels_that_are_gone_are_dropped() {
     let body = Body::Json { event: "postgres_changes", payload: r#"{"ids":[1],"data":{}}"#.into() };
     let message = Arc::new(Message::new(ROOM, body));
     let deliver = PeerMessage::Deliver { message, channels: channels.clone().into() };
-    let system =
-        PeerMessage::System { channel: channels[0], extension: "postgres_changes", ok: true, text: "Subscribed to PostgreSQL".into() };
+    let system = PeerMessage::System {
+        channel: channels[0],
+        extension: "postgres_changes",
+        ok: true,
+        text: "Subscribed to PostgreSQL".into(),
+    };
     let state = PeerMessage::State { channel: channels[0], payload: "{}".into() };
     server.publish(&system);
     server.publish(&deliver);

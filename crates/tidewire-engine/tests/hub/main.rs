@@ -9,6 +9,7 @@ mod lifetime;
 mod model;
 mod noise;
 mod presence;
+mod rates;
 mod routing;
 mod server;
 mod session;

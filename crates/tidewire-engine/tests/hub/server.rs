@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use proptest::test_runner::Config as ProptestConfig;
 use serde_json::Value;
 use tidewire_engine::{
-    ChangeCommand, Credential, Drain, Hub, HubConfig, Input, Now, Output, PeerMessage, Report, SocketId,
-    Answer, AskId, Question, SocketInfo, TokenRefusal, VerifyToken,
+    Answer, AskId, ChangeCommand, Credential, Drain, Hub, HubConfig, Input, Now, Output, PeerMessage,
+    Question, Report, SocketId, SocketInfo, TokenRefusal, VerifyToken,
 };
 use tidewire_protocol::codes::OperationalCode;
 use tidewire_protocol::frame::{Encoding, Version, write_user_broadcast_push};
@@ -131,6 +131,7 @@ pub(crate) fn config() -> HubConfig {
         max_message_bytes: 5_000_000,
         max_outbox_bytes: 1_000_000,
         max_payload_bytes: 3_000_500,
+        rates: Arc::new(Rates::new(None, None, None)),
         presence_calls: Some(5),
         presence_window_ms: 30_000,
         idle_timeout_ms: 60_000,

@@ -22,6 +22,8 @@ use super::{App, json_response, now_unix_s};
 
 pub(super) const TENANT_UNKNOWN: &str = r#"{"message":"Tenant not found in database"}"#;
 const UNAUTHORIZED: &str = r#"{"message":"Unauthorized"}"#;
+const RATE_EXCEEDED: &str = r#"{"message":"You have exceeded your rate limit"}"#;
+const BATCH_TOO_LARGE: &str = r#"{"message":"Too many messages to broadcast, please reduce the batch size"}"#;
 const UNSUPPORTED: &str =
     r#"{"error":"Unsupported Media Type. Use application/json or application/octet-stream"}"#;
 
@@ -81,6 +83,19 @@ pub(super) async fn batch(State(app): State<App>, headers: HeaderMap, body: Byte
     if messages.len() < drafts.len() {
         let body = format!(r#"{{"errors":{{"messages":[{}]}}}}"#, errors.join(","));
         return json_response(StatusCode::UNPROCESSABLE_ENTITY, &body);
+    }
+    if let Some(limit) = app.rates.events.limit() {
+        let average = app.rates.events.average();
+        let text = if app.rates.events.is_above() {
+            Some(RATE_EXCEEDED)
+        } else if average + messages.len() as u64 > u64::from(limit) {
+            Some(BATCH_TOO_LARGE)
+        } else {
+            None
+        };
+        if let Some(text) = text {
+            return json_response(StatusCode::TOO_MANY_REQUESTS, text);
+        }
     }
     app.shards.uncongested().await;
     for message in messages.iter().filter(|message| !message.is_private) {
@@ -161,6 +176,9 @@ pub(super) async fn single(
             }
         }
     }
+    if app.rates.events.is_triggered() {
+        return json_response(StatusCode::TOO_MANY_REQUESTS, RATE_EXCEEDED);
+    }
     app.shards.uncongested().await;
     let domain = if is_private { Domain::Private } else { Domain::Public };
     let body = Body::UserBroadcast {
@@ -174,6 +192,7 @@ pub(super) async fn single(
 }
 
 fn send(app: &App, domain: Domain, sub_topic: &str, body: Body) {
+    app.rates.events.add(1);
     let message = Message::in_domain(domain, &format!("{}{sub_topic}", topic::PREFIX), body);
     app.shards.send_to_all(&PeerMessage::Publish { message: Arc::new(message), is_presence: false });
 }

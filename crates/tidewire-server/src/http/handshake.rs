@@ -55,6 +55,14 @@ pub(super) async fn upgrade(State(app): State<App>, mut request: Request) -> Res
         Ok(credential) => Arc::new(credential),
         Err(refusal) => return refuse(&app, refusal).await,
     };
+    if app.rates.joins.is_triggered() {
+        let refusal = Refusal {
+            code: OperationalCode::JoinsRateLimitReached,
+            status: StatusCode::TOO_MANY_REQUESTS,
+            text: "Too many joins per second".into(),
+        };
+        return refuse(&app, refusal).await;
+    }
     let slot = request.extensions().get::<ConnectionSlot>().cloned();
     let Some(permit) = slot.and_then(|slot| slot.take()) else {
         let refusal = Refusal {
