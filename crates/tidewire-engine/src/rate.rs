@@ -154,7 +154,7 @@ mod tests {
     fn the_window_forgets_what_is_older_than_a_minute() {
         let counter = RateCounter::new(Some(1));
         counter.add(600);
-        for _ in 0..11 {
+        for _ in 0..12 {
             counter.tick();
             assert!(counter.is_triggered());
         }

@@ -13,7 +13,7 @@ use proptest::test_runner::Config as ProptestConfig;
 use serde_json::Value;
 use tidewire_engine::{
     Answer, AskId, ChangeCommand, Credential, Drain, Hub, HubConfig, Input, Now, Output, PeerMessage,
-    Question, Report, SocketId, SocketInfo, TokenRefusal, VerifyToken,
+    Question, Rates, Report, SocketId, SocketInfo, TokenRefusal, VerifyToken,
 };
 use tidewire_protocol::codes::OperationalCode;
 use tidewire_protocol::frame::{Encoding, Version, write_user_broadcast_push};
