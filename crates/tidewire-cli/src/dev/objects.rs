@@ -1,4 +1,5 @@
-//! The objects that `dev` puts into its database: applied in one transaction, skipped when they are there.
+//! The objects that `dev` puts into its database: applied in one transaction, skipped when they are there; then those
+//! of schema `realtime`, which `tidewire-schema` makes.
 //!
 //! What was applied is remembered where it applies: in the comments of schema `auth` and of the demo table.
 //! A changed file, changed passwords or a dropped table makes the mark differ, and the file is applied again.
@@ -15,10 +16,32 @@ const DEMO: &str = include_str!("demo.sql");
 pub(crate) async fn apply(superuser_url: &str, keys: &Keys, with_demo: bool) -> Result<bool, Failure> {
     let (mut client, connection) = tokio_postgres::connect(superuser_url, NoTls).await.map_err(failed)?;
     let connection = tokio::spawn(connection);
-    let result = apply_with(&mut client, keys, with_demo).await.map_err(failed);
+    let result = apply_all(&mut client, keys, with_demo).await;
     drop(client);
     let _ = connection.await;
     result
+}
+
+async fn apply_all(client: &mut Client, keys: &Keys, with_demo: bool) -> Result<bool, Failure> {
+    let changed = apply_with(client, keys, with_demo).await.map_err(failed)?;
+    let realtime = tidewire_schema::apply(client).await.map_err(|error| {
+        Failure::new(
+            error.code(),
+            format!("schema realtime could not be made: {}", chain(&error)),
+            error.advice(),
+        )
+    })?;
+    // The server does it again every few hours. Without a partition private channels cannot be written to; the rest
+    // works.
+    if let Err(error) = tidewire_schema::maintain(client).await {
+        tracing::warn!(
+            code = error.code(),
+            error = chain(&error),
+            advice = error.advice(),
+            "partitions_not_maintained"
+        );
+    }
+    Ok(changed || realtime.changed)
 }
 
 async fn apply_with(

@@ -12,7 +12,9 @@ begin
 
   foreach api in array array['anon', 'authenticated', 'service_role'] loop
     if to_regrole(api) is not null then
-      execute format('grant %I to supabase_realtime_admin', api);
+      if not pg_has_role('supabase_realtime_admin', api, 'member') then
+        execute format('grant %I to supabase_realtime_admin', api);
+      end if;
       execute format('grant usage on schema realtime to %I', api);
       execute format('grant select, insert, update on realtime.messages to %I', api);
     end if;
@@ -20,9 +22,10 @@ begin
 
   if to_regrole('postgres') is not null then
     grant usage on schema realtime to postgres with grant option;
-    -- So that policies can be made without a superuser. Where supautils grants that, it needs no membership.
+    -- So that policies can be made without a superuser (who counts as a member). Where supautils grants that, it needs
+    -- no membership.
     if coalesce(current_setting('supautils.policy_grants', true), '') not like '%realtime.messages%'
-       and not (select rolsuper from pg_roles where rolname = 'postgres') then
+       and not pg_has_role('postgres', 'supabase_realtime_admin', 'member') then
       grant supabase_realtime_admin to postgres;
     end if;
   end if;

@@ -6,6 +6,9 @@ begin
   if to_regrole('supabase_realtime_admin') is null then
     create role supabase_realtime_admin nologin noinherit noreplication;
   end if;
+exception when duplicate_object or unique_violation then
+  -- Roles are the cluster's: another database was faster.
+  null;
 end
 $do$;
 
