@@ -1,7 +1,7 @@
 //! JSON Web Tokens: from the text a client sent to an [`Identity`].
 //!
 //! Pure: no clock, no network, no randomness; the caller says what time it is. Owns the order of checks, which decides
-//! what a client is told; [`refusal`] has the words, [`keys`] the keys, [`claims`] the times and validators. It may not
+//! what a client is told; `refusal` has the words, `keys` the keys, `claims` the times and validators. It may not
 //! know about channels or sockets.
 //!
 //! The algorithm of the *token* is looked up in a closed list, and it decides in which kind of key its `kid` is looked
