@@ -47,6 +47,8 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// Delays and timeouts.
     pub timers: Timers,
+    /// What is counted, for whoever may read it.
+    pub metrics: MetricsConfig,
     /// Serve the page at `/`.
     pub pages: bool,
     /// Serve the demonstration table's write endpoint and show the demonstration on the page.
@@ -109,6 +111,31 @@ fn default_search_path() -> String {
 }
 fn default_pool() -> usize {
     2
+}
+
+/// `GET /metrics` (`PROTOCOL.md` §8.4).
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// Secret of the tokens that may read the metrics, as `Authorization: Bearer …` (§8.1).
+    pub jwt_secret: Option<Secret>,
+    /// Who may read them while there is no secret.
+    pub without_secret: MetricsAccess,
+    /// Label `region` of every sample.
+    pub region: String,
+    /// Label `id` of every sample; `None` = the machine's name.
+    pub node: Option<String>,
+}
+
+/// Who may read the metrics without a token.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MetricsAccess {
+    /// Nobody: the path does not exist.
+    #[default]
+    Off,
+    /// Whoever reaches the server, which therefore listens on a loopback address.
+    Loopback,
 }
 
 /// What the demonstration page needs beyond the public endpoints.
@@ -182,6 +209,7 @@ impl Default for ServerConfig {
             database: None,
             limits: Limits::default(),
             timers: Timers::default(),
+            metrics: MetricsConfig::default(),
             pages: false,
             demo: None,
         }
@@ -290,6 +318,19 @@ impl ServerConfig {
         check(limits.presence_window_ms > 0, "limits.presence_window_ms", "must be positive");
         check(limits.max_channels_per_client > 0, "limits.max_channels_per_client", "must be positive");
         check(self.timers.idle_timeout_ms >= 1000, "timers.idle_timeout_ms", "must be at least 1000");
+        let metrics = &self.metrics;
+        check(
+            metrics.jwt_secret.as_ref().is_none_or(|secret| secret.expose().len() >= 32),
+            "metrics.jwt_secret",
+            "must be at least 32 bytes long; generate one with `openssl rand -hex 32`",
+        );
+        check(
+            metrics.without_secret == MetricsAccess::Off
+                || metrics.jwt_secret.is_some()
+                || self.listen.ip().is_loopback(),
+            "metrics.without_secret",
+            "must be `off` unless `listen` is a loopback address; set `metrics.jwt_secret` instead",
+        );
         check(self.shards <= 64, "shards", "must be at most 64");
         if let Some(database) = &self.database {
             for (path, message) in crate::changes::check_urls(database) {

@@ -68,7 +68,7 @@ impl App {
     /// Whether the Host header means the tenant of this server: an IP literal, `localhost`, a first label
     /// equal to the tenant's id, or a configured name. Anything else is nobody's, which also stops DNS
     /// rebinding.
-    fn serves_host(&self, headers: &HeaderMap) -> bool {
+    pub(crate) fn serves_host(&self, headers: &HeaderMap) -> bool {
         let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return false };
         let name = host_name(host);
         let first_label = name.split('.').next().unwrap_or_default();
@@ -106,7 +106,8 @@ fn routes(app: App) -> Router {
         .nest("/api", api.clone())
         .nest("/realtime/v1/api", api)
         .route("/healthcheck", get(async || "ok"))
-        .route("/ready", get(ready));
+        .route("/ready", get(ready))
+        .merge(crate::metrics::routes(&app.config));
     if app.config.pages {
         router = router.merge(pages::routes()).merge(demo::routes());
     }

@@ -11,6 +11,7 @@
 //! | `changes` | the replication stream and who gets its changes |
 //! | `access` | what hubs ask about private channels |
 //! | `maintenance` | upkeep of `realtime.messages` |
+//! | [`metrics`] | what is counted, and `GET /metrics` |
 //! | `rates` | the pace of the rate counters |
 //! | `tokens` | the tenant's verifier |
 
@@ -19,6 +20,7 @@ mod changes;
 pub mod config;
 mod http;
 mod maintenance;
+pub mod metrics;
 mod rates;
 mod shard;
 mod tokens;

@@ -28,6 +28,7 @@ use inbox::Inbox;
 
 use crate::access::Access;
 use crate::changes::ChangeSender;
+use crate::metrics::Metrics;
 
 /// A connection whose handshake has succeeded.
 #[derive(Debug)]
@@ -56,6 +57,7 @@ pub(crate) enum ShardMessage {
 #[derive(Debug, Clone)]
 pub(crate) struct Shards {
     inboxes: Arc<[Arc<Inbox>]>,
+    metrics: Arc<Metrics>,
 }
 
 /// The threads behind [`Shards`].
@@ -80,7 +82,8 @@ impl Shards {
             inboxes.push(Arc::new(Inbox::new(poll.registry())?));
             polls.push(poll);
         }
-        let shards = Self { inboxes: inboxes.into() };
+        let metrics = Arc::new(Metrics::new(inboxes.len()));
+        let shards = Self { inboxes: inboxes.into(), metrics };
         let mut threads = Vec::with_capacity(configs.len());
         for (config, poll) in configs.into_iter().zip(polls) {
             let name = format!("shard-{}", config.hub);
@@ -133,6 +136,11 @@ impl Shards {
         for inbox in self.inboxes.iter() {
             inbox.push(ShardMessage::Peer(message.clone()));
         }
+    }
+
+    /// What the server counts.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
     /// How many there are.

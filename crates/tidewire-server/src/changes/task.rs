@@ -1,9 +1,11 @@
 //! The loop of the change task: commands from the shards, finished checks, and the stream.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidewire_authz::Authenticator;
 use tidewire_engine::{ChangeCommand, ChannelId, PeerMessage};
+use tidewire_protocol::codes::OperationalCode;
 use tidewire_replication::{
     Durability, Lsn, Retry, SlotPolicy, Start, StreamConfig, StreamError, WalRead, WalStream,
 };
@@ -248,6 +250,7 @@ impl ChangeTask {
         self.batcher.on_stream_opened(resumed);
         if !resumed {
             self.batcher.start_at(stream.started_at());
+            self.shards.metrics().begin_log(stream.started_at());
             self.registry.forget_positions();
         }
         self.status.send_replace(ChangeStatus::Live);
@@ -278,6 +281,7 @@ impl ChangeTask {
 
     fn on_failure(&mut self, error: &StreamError) -> Stream {
         self.failed_attempts += 1;
+        self.shards.metrics().count_code_named(error.code());
         if error.is_continuity_lost() {
             tracing::error!(
                 code = error.code(),
@@ -287,7 +291,7 @@ impl ChangeTask {
         }
         let text = printed(error.code(), error);
         let is_news = self.last_error.as_ref() != Some(&text);
-        let advice = tidewire_protocol::codes::OperationalCode::ALL
+        let advice = OperationalCode::ALL
             .iter()
             .find(|code| code.as_str() == error.code())
             .map_or("", |code| code.advice());
@@ -381,15 +385,13 @@ impl ChangeTask {
                 self.tell(channel, true, "Subscribed to PostgreSQL".into());
             }
             Err(error) => {
-                tracing::warn!(
-                    code = if error.is_transient {
-                        "UnableToSubscribeToPostgres"
-                    } else {
-                        "RealtimeDisabledForConfiguration"
-                    },
-                    "{}",
-                    error.message
-                );
+                let code = if error.is_transient {
+                    OperationalCode::UnableToSubscribeToPostgres
+                } else {
+                    OperationalCode::RealtimeDisabledForConfiguration
+                };
+                self.shards.metrics().count_channel_code(code);
+                tracing::warn!(code = code.as_str(), "{}", error.message);
                 self.tell_error(channel, &error.message);
                 if error.is_transient {
                     let wait = self.resubscribe_after;
@@ -419,7 +421,12 @@ impl ChangeTask {
         let mut batch = Vec::with_capacity(16);
         let mut bytes = 0;
         let mut next = Some(first);
+        let metrics = Arc::clone(self.shards.metrics());
         while let Some(read) = next.take() {
+            metrics.receive_log(match &read {
+                WalRead::Data(data) => data.end,
+                WalRead::Idle(lsn) => *lsn,
+            });
             if let WalRead::Data(data) = &read {
                 bytes += data.body.len();
             }
@@ -435,11 +442,14 @@ impl ChangeTask {
             self.on_command(command, State::Live);
         }
         let Some(database) = &self.database else { return Ok(()) };
+        let began = Instant::now();
         if let Some(lsn) = self.batcher.handle(&batch, &mut self.registry, database).await? {
             stream.confirm(lsn);
+            metrics.confirm_log(lsn);
             self.failed_attempts = 0;
             self.last_error = None;
         }
+        metrics.count_batch(began.elapsed());
         // Whoever may have missed a change is told so, and told again when it listens again (§5.11).
         for disturbed in self.batcher.take_disturbed() {
             self.tell_error(disturbed.channel, &disturbed.text);

@@ -193,6 +193,9 @@ pub(super) async fn single(
 
 fn send(app: &App, domain: Domain, sub_topic: &str, body: Body) {
     app.rates.events.add(1);
+    app.shards.metrics().count_http_broadcast(match &body {
+        Body::Json { payload, .. } | Body::UserBroadcast { payload, .. } => payload.len(),
+    });
     let message = Message::in_domain(domain, &format!("{}{sub_topic}", topic::PREFIX), body);
     app.shards.send_to_all(&PeerMessage::Publish { message: Arc::new(message), is_presence: false });
 }

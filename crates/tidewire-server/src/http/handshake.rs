@@ -157,6 +157,7 @@ fn admit(app: &App, headers: &HeaderMap, query: &str) -> Result<Credential, Refu
 /// The answer comes after a wait: the brake on clients that retry in a loop.
 async fn refuse(app: &App, refusal: Refusal) -> Response {
     tracing::warn!(code = refusal.code.as_str(), status = refusal.status.as_u16(), "a handshake was refused");
+    app.shards.metrics().count_channel_code(refusal.code);
     tokio::time::sleep(Duration::from_millis(app.config.timers.connect_error_backoff_ms)).await;
     let body = serde_json::json!({ "error": refusal.text }).to_string();
     json_response(refusal.status, &body)

@@ -17,6 +17,7 @@ use super::reports::Reports;
 use super::{Handoff, ShardMessage, Shards};
 use crate::access::Access;
 use crate::changes::ChangeSender;
+use crate::metrics::ShardMeter;
 
 /// Bytes read from one socket before the next one has its turn. Larger starves the others, smaller costs
 /// system calls.
@@ -47,6 +48,7 @@ pub(super) struct EventLoop {
     dirty: Vec<SocketId>,
     batch: Vec<ShardMessage>,
     reports: Reports,
+    meter: ShardMeter,
     started: Instant,
     is_stopping: bool,
 }
@@ -63,6 +65,7 @@ impl EventLoop {
         Self {
             hub_number: config.hub,
             max_message_bytes: config.max_message_bytes,
+            meter: ShardMeter::new(Arc::clone(shards.metrics()), config.hub),
             hub: Hub::new(config, verifier),
             poll,
             shards,
@@ -128,6 +131,7 @@ impl EventLoop {
             if event.is_writable() && connection.is_blocked {
                 connection.is_blocked = false;
                 let id = connection.id;
+                self.meter.unblocked(id.index);
                 self.flush(now, id);
             }
             let Some(Some(connection)) = self.connections.get_mut(index) else { continue };
@@ -154,6 +158,7 @@ impl EventLoop {
             self.drop_connection(now, id);
         }
         self.settle(now);
+        self.meter.publish(&self.hub);
     }
 
     /// Ends the turn: carries out what the hub wants and writes what it has to say. A write can find a
@@ -182,11 +187,15 @@ impl EventLoop {
     fn drain_inbox(&mut self, now: Now) {
         let mut batch = std::mem::take(&mut self.batch);
         self.inbox().take(&mut batch);
+        self.meter.took(batch.len());
         for message in batch.drain(..) {
             match message {
                 ShardMessage::Adopt(handoff) => self.adopt(now, *handoff),
                 ShardMessage::Peer(message) => self.hub.handle(now, Input::Peer(message)),
-                ShardMessage::Answer(id, answer) => self.hub.handle(now, Input::Answered(id, answer)),
+                ShardMessage::Answer(id, answer) => {
+                    self.meter.answered(id);
+                    self.hub.handle(now, Input::Answered(id, answer));
+                }
                 ShardMessage::Drain(step) => self.hub.handle(now, Input::Drain(step)),
                 ShardMessage::Stop => self.is_stopping = true,
             }
@@ -245,6 +254,7 @@ impl EventLoop {
         let ended = match outcome {
             Ok(0) => true,
             Ok(count) => {
+                self.meter.read(count);
                 if partial.is_empty() {
                     // The usual case: whole frames, fed from the scratch buffer without a copy.
                     if let Some(used) = self.feed(now, id, &mut scratch[..count]) {
@@ -340,14 +350,20 @@ impl EventLoop {
                 Output::Peer(hub, message) => self.shards.send(hub, message),
                 Output::Peers(message) => self.shards.send_to_others(self.hub_number, &message),
                 Output::Change(command) => self.changes.send(command),
-                Output::Ask(id, question) => self.access.ask(&self.shards, self.hub_number, id, question),
+                Output::Ask(id, question) => {
+                    self.meter.asked(id, &question);
+                    self.access.ask(&self.shards, self.hub_number, id, question);
+                }
                 Output::Disconnect(id) => {
                     if let Some(connection) = self.connection(id) {
                         connection.is_closing = true;
                         self.lingering.push_back((now.mono_ms + LINGER.as_millis() as u64, id));
                     }
                 }
-                Output::Report(report) => self.reports.log(now, &report),
+                Output::Report(report) => {
+                    self.meter.reported(&report);
+                    self.reports.log(now, &report);
+                }
             }
         }
     }
@@ -355,18 +371,26 @@ impl EventLoop {
     /// Writes as much of the outbox as the socket takes.
     fn flush(&mut self, now: Now, id: SocketId) {
         let Some(Some(connection)) = self.connections.get_mut(id.index as usize) else { return };
-        if connection.id != id || connection.is_blocked {
+        if connection.id != id {
             return;
         }
         let Some(outbox) = self.hub.outbox(id) else { return };
+        if connection.is_blocked {
+            self.meter.blocked(id.index, outbox.pending_bytes());
+            return;
+        }
         while !outbox.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES];
             let filled = outbox.slices(&mut slices);
             match connection.stream.write_vectored(&slices[..filled]) {
                 Ok(0) => break,
-                Ok(count) => outbox.advance(count),
+                Ok(count) => {
+                    self.meter.wrote(count, &slices[..filled]);
+                    outbox.advance(count);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     connection.is_blocked = true;
+                    self.meter.blocked(id.index, outbox.pending_bytes());
                     return;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -397,6 +421,7 @@ impl EventLoop {
             tracing::debug!(%error, "cannot stop watching a connection");
         }
         self.inbox().forget_connection();
+        self.meter.unblocked(id.index);
         self.hub.handle(now, Input::Closed(id));
     }
 }

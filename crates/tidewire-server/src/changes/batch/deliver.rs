@@ -65,6 +65,11 @@ impl Batcher {
                 });
             }
         }
+        let metrics = self.shards.metrics();
+        metrics.count_change(receivers.len());
+        for frame in &frames {
+            metrics.change_bytes.observe(frame.len() as u64);
+        }
         self.send(change, registry, &frames, receivers);
     }
 
