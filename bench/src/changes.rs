@@ -34,6 +34,7 @@ pub(crate) struct Changes {
     pub(crate) lone: Latency,
     /// INSERT issued → its own answer.
     pub(crate) round_trip: Latency,
+    pub(crate) lone_round_trip: Latency,
     pub(crate) changes: u64,
     pub(crate) elapsed_s: f64,
     pub(crate) server_cpu_s: f64,
@@ -146,7 +147,7 @@ fn measure_on(shape: &Shape, server: &Server, url: &str, settings: String) -> Re
     stop.store(true, Ordering::Release);
     let inserted = writer.join().map_err(|_| Failure::new("the inserting thread failed"))?;
     outcome?;
-    let Inserted { round_trip, changes } = inserted?;
+    let Inserted { round_trip, lone_round_trip, changes } = inserted?;
     let end = server.usage()?;
     let (server_cpu_s, database_cpu_s, generator_cpu_s, elapsed) = busy.unwrap_or((0.0, 0.0, 0.0, 0));
     let per_change = if shape.rls { 1 } else { shape.subscribers as u64 };
@@ -156,6 +157,7 @@ fn measure_on(shape: &Shape, server: &Server, url: &str, settings: String) -> Re
         latency: tally.latency,
         lone: tally.lone,
         round_trip,
+        lone_round_trip,
         changes,
         elapsed_s: elapsed as f64 / 1e9,
         server_cpu_s,
@@ -213,6 +215,7 @@ fn print(shape: &Shape, changes: &Changes) {
         &format!("{} lone changes after {} s: {p}", shape.lone, shape.pause),
         &percentiles(&changes.lone),
     );
+    table.row(&format!("their INSERTs' own answers: {p}"), &percentiles(&changes.lone_round_trip));
     let per = |seconds: f64| seconds * 1e6 / (changes.changes as f64 - shape.lone as f64).max(1.0);
     table.row(
         "CPU per change: server, Postgres",

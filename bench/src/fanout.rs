@@ -74,12 +74,20 @@ impl Outcome {
         if !self.sent.is_complete {
             return Some("the server did not take everything that was sent".into());
         }
+        if let Some(ending) = self.sent.ended.first() {
+            return Some(format!("{} publishers were ended: {ending}", self.sent.ended.len()));
+        }
         if self.counts.wrong() > 0 {
             return Some(format!("{} wrong deliveries: {:?}", self.counts.wrong(), self.counts));
         }
         let part = self.counts.delivered as f64 / self.expected.max(1) as f64;
         if part < SUSTAINED_PART {
-            return Some(format!("only {:.2} % delivered ({} ended)", part * 100.0, self.counts.ended));
+            return Some(format!(
+                "only {:.2} % delivered ({} skipped, {} ended)",
+                part * 100.0,
+                self.counts.skipped,
+                self.counts.ended
+            ));
         }
         if self.p(0.99) >= SUSTAINED_P99_US {
             return Some(format!("p99 {} ms", ms(self.p(0.99))));
@@ -194,7 +202,7 @@ pub(crate) fn measure(
 
     let stop = AtomicBool::new(false);
     let mut given_up = None;
-    let sent = std::thread::scope(|scope| {
+    let (sent, publishers) = std::thread::scope(|scope| {
         let sender = std::thread::Builder::new()
             .name("publisher".into())
             .spawn_scoped(scope, || {
@@ -207,6 +215,7 @@ pub(crate) fn measure(
         sender.join().map_err(|_| Failure::new("the sending thread failed"))?
     })?;
 
+    drop(publishers);
     let usage = server.usage()?;
     let wall_s = began.elapsed().as_secs_f64();
     let server_cpu_s = usage.cpu_s - cpu_before;
@@ -242,7 +251,7 @@ fn receive(
     server: &Server,
     fleet: &mut Fleet,
     tally: &mut Tally,
-    sender: &std::thread::ScopedJoinHandle<'_, Result<Sent, Failure>>,
+    sender: &std::thread::ScopedJoinHandle<'_, Result<(Sent, Fleet), Failure>>,
     shape: &ShapeArgs,
     clock: Clock,
     plan: Plan<'_>,

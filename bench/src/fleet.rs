@@ -214,6 +214,12 @@ impl Fleet {
         self.members.iter().filter(|member| matches!(member.phase, Phase::Live)).count()
     }
 
+    /// How members ended, in words.
+    pub(crate) fn endings(&self) -> Vec<String> {
+        let ended = self.members.iter().filter(|member| matches!(member.phase, Phase::Ended(_)));
+        ended.map(|member| format!("{:?} {}", member.phase, member.complaint)).collect()
+    }
+
     /// Bytes that the sockets have not taken yet.
     pub(crate) fn unsent_bytes(&self) -> usize {
         self.members.iter().map(Member::unsent_bytes).sum()

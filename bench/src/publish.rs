@@ -120,9 +120,14 @@ pub(crate) struct Sent {
     pub(crate) is_complete: bool,
     /// Processor time of the sending thread, seconds.
     pub(crate) cpu_s: f64,
+    /// Publishers whose connection ended; what they would have sent is counted as sent and lost.
+    pub(crate) ended: Vec<String>,
 }
 
 /// Sends on `fleet`, whose member `i` publishes to `topics[i]`, until everything is sent or `stop` is set.
+///
+/// The fleet is returned and must outlive the last delivery: what is still in the sockets' send queues would be
+/// thrown away as soon as the server answered a heartbeat on a closed one.
 pub(crate) fn publish(
     mut fleet: Fleet,
     topics: &[String],
@@ -131,7 +136,7 @@ pub(crate) fn publish(
     schedule: Schedule,
     clock: Clock,
     stop: &AtomicBool,
-) -> Result<Sent, Failure> {
+) -> Result<(Sent, Fleet), Failure> {
     // The default slack of 50 µs would be added to every wake-up.
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1000));
     let mut frames = topics
@@ -180,8 +185,10 @@ pub(crate) fn publish(
             std::thread::sleep(wait.max(schedule.tick).min(Duration::from_millis(100)));
         }
     }
+    fleet.pump(Duration::ZERO, &mut Ignore)?;
+    sent.ended = fleet.endings();
     sent.cpu_s = crate::process::thread_cpu_s();
-    Ok(sent)
+    Ok((sent, fleet))
 }
 
 #[cfg(test)]

@@ -258,7 +258,11 @@ fn changing(args: &ReportArgs, server: &ServerArgs, rows: &mut Vec<Row>) -> Resu
         rows.push(Row {
             what: lone,
             measured: format!("{} / {} ms", ms(middle.lone.value_at_quantile(0.5)), ms(middle.lone.max())),
-            ceiling: "–".into(),
+            ceiling: format!(
+                "the INSERT's own answer {} / {} ms",
+                ms(middle.lone_round_trip.value_at_quantile(0.5)),
+                ms(middle.lone_round_trip.max())
+            ),
             target,
             peer,
         });

@@ -40,6 +40,8 @@ pub(super) struct Load {
 /// What they did.
 pub(super) struct Inserted {
     pub(super) round_trip: Latency,
+    /// The same for the lone changes.
+    pub(super) lone_round_trip: Latency,
     pub(super) changes: u64,
 }
 
@@ -171,7 +173,7 @@ async fn insert_all(load: &Load) -> Result<Inserted, Failure> {
     while let Some(answer) = writers.answers.join_next().await {
         note(answer, &mut round_trip)?;
     }
-    let mut ignored = latency();
+    let mut lone_round_trip = latency();
     for _ in 0..load.shape.lone {
         // The last deliveries of the load are under way for a moment: they are not lone ones.
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -182,14 +184,14 @@ async fn insert_all(load: &Load) -> Result<Inserted, Failure> {
         writers.issue(load, k);
         k += 1;
         while let Some(answer) = writers.answers.join_next().await {
-            note(answer, &mut ignored)?;
+            note(answer, &mut lone_round_trip)?;
         }
     }
     if load.shape.lone == 0 {
         load.lone_from.store(load.clock.now(), Ordering::Release);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    Ok(Inserted { round_trip, changes: k })
+    Ok(Inserted { round_trip, lone_round_trip, changes: k })
 }
 
 fn note(
