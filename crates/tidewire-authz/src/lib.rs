@@ -15,7 +15,7 @@ pub mod visibility;
 
 pub use identity::Identity;
 pub use messages::{Grants, ProbeError, ReplayedMessage, ReplayedPayload};
-pub use token::{TokenError, Verifier, sign_hs256};
+pub use token::{KeyError, TokenError, Verifier, VerifierConfig, sign_hs256};
 pub use visibility::{
     AccessError, Authenticator, AuthenticatorConfig, BindingCondition, BindingRefusal, Column, Judgement,
     RoleAccess, RowImage, Table, TypeShape, TypeTree,

@@ -61,8 +61,13 @@ pub struct ServerConfig {
 pub struct TenantConfig {
     /// External id; the first label of the Host header may name it.
     pub id: String,
-    /// Secret of HS256, HS384 and HS512 tokens.
+    /// Secret of HS256, HS384 and HS512 tokens; may be empty where there is a key set.
     pub jwt_secret: Secret,
+    /// Key set for tokens with RSA, ECDSA, Ed25519 or further HMAC keys: the JSON text `{"keys":[…]}`. Static,
+    /// never fetched.
+    pub jwks: Option<Secret>,
+    /// What claims must equal where a token has them: the JSON text of an object.
+    pub claim_validators: Option<String>,
     /// Further Host header values (without port) that mean this tenant.
     pub hosts: Vec<String>,
     /// Roles a token may name. Never a superuser or replication role.
@@ -221,6 +226,8 @@ impl Default for TenantConfig {
         Self {
             id: "realtime-dev".into(),
             jwt_secret: Secret::default(),
+            jwks: None,
+            claim_validators: None,
             hosts: Vec::new(),
             roles: vec!["anon".into(), "authenticated".into(), "service_role".into()],
         }
@@ -295,10 +302,11 @@ impl ServerConfig {
             "tenant.id",
             "must not contain a dot: it is compared with the first label of the Host header",
         );
+        let secret_length = self.tenant.jwt_secret.expose().len();
         check(
-            self.tenant.jwt_secret.expose().len() >= 32,
+            secret_length >= 32 || (secret_length == 0 && self.tenant.jwks.is_some()),
             "tenant.jwt_secret",
-            "must be at least 32 bytes long; generate one with `openssl rand -hex 32`",
+            "must be at least 32 bytes long, or empty beside `tenant.jwks`; generate one with `openssl rand -hex 32`",
         );
         check(!self.tenant.roles.is_empty(), "tenant.roles", "must list at least one role");
         for role in &self.tenant.roles {
@@ -332,6 +340,11 @@ impl ServerConfig {
             "must be `off` unless `listen` is a loopback address; set `metrics.jwt_secret` instead",
         );
         check(self.shards <= 64, "shards", "must be at most 64");
+        if (self.tenant.jwks.is_some() || self.tenant.claim_validators.is_some())
+            && let Err(error) = crate::tokens::TenantTokens::new(&self.tenant)
+        {
+            problems.push(ConfigProblem { path: "tenant.jwks", message: error.to_string() });
+        }
         if let Some(database) = &self.database {
             for (path, message) in crate::changes::check_urls(database) {
                 problems.push(ConfigProblem { path, message });

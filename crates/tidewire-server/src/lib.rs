@@ -110,10 +110,13 @@ impl Server {
         let address = listener.local_addr().map_err(StartError::EventLoop)?;
         let grace = Duration::from_millis(config.timers.shutdown_grace_ms);
 
-        let tokens = Arc::new(tokens::TenantTokens::new(
-            config.tenant.jwt_secret.expose(),
-            config.tenant.roles.clone(),
-        ));
+        let tokens = tokens::TenantTokens::new(&config.tenant).map_err(|error| {
+            StartError::Config(vec![config::ConfigProblem {
+                path: "tenant.jwks",
+                message: error.to_string(),
+            }])
+        })?;
+        let tokens = Arc::new(tokens);
         let verifier: Arc<dyn VerifyToken> = Arc::<tokens::TenantTokens>::clone(&tokens);
         // Cannot fail after validation, which parses the same URLs.
         let unusable = |_| {

@@ -1,8 +1,10 @@
 //! The verifier of this server: `tidewire-authz` decides, this room translates for the engine.
 
-use tidewire_authz::{Identity, TokenError, Verifier};
+use tidewire_authz::{Identity, KeyError, TokenError, Verifier, VerifierConfig};
 use tidewire_engine::{Credential, Now, TokenRefusal, VerifyToken};
 use tidewire_protocol::codes::OperationalCode;
+
+use crate::config::{Secret, TenantConfig};
 
 /// Verifies tokens of the one tenant.
 pub(crate) struct TenantTokens {
@@ -10,8 +12,17 @@ pub(crate) struct TenantTokens {
 }
 
 impl TenantTokens {
-    pub(crate) fn new(secret: &str, roles: Vec<String>) -> Self {
-        Self { verifier: Verifier::new(secret.as_bytes(), roles) }
+    /// # Errors
+    /// When the keys cannot be used; the text names them, never their content.
+    pub(crate) fn new(tenant: &TenantConfig) -> Result<Self, KeyError> {
+        let secret = tenant.jwt_secret.expose();
+        let verifier = Verifier::from_config(VerifierConfig {
+            secret: (!secret.is_empty()).then_some(secret.as_bytes()),
+            jwks: tenant.jwks.as_ref().map(Secret::expose),
+            claim_validators: tenant.claim_validators.as_deref(),
+            roles: tenant.roles.clone(),
+        })?;
+        Ok(Self { verifier })
     }
 
     /// Verifies, with the error still in the words of `tidewire-authz` (the handshake has its own).
