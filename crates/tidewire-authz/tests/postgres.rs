@@ -5,6 +5,9 @@ mod postgres {
     mod catalogue;
     mod fixture;
     mod judging;
+    mod messages;
+    mod messages_oracle;
+    mod messages_replay;
     mod oracle;
     mod waiting;
 }

@@ -110,3 +110,67 @@ impl ProbeError {
 
 /// `reason` of a join whose replay failed. Spec: PROTOCOL.md §2.5.
 pub const REPLAY_FAILED: &str = "UnableToReplayMessages: Realtime was unable to replay messages";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Spec: PROTOCOL.md §2.5, §6.4, §3.8.2, letter for letter.
+    #[test]
+    fn every_receiver_is_told_in_the_words_of_the_reference() {
+        let said = "ERROR 57014 (query_canceled) canceling statement due to statement timeout";
+        let database = "Realtime was unable to connect to the project database";
+        let denied = "You do not have permissions to read from this Channel topic: room";
+        let table = [
+            (
+                ProbeError::Policy("ERROR P0001 (raise_exception)".to_owned()),
+                "RlsPolicyError",
+                format!("Unauthorized: {denied}"),
+                denied,
+                (422, "RLS policy error"),
+            ),
+            (
+                ProbeError::Canceled(said.to_owned()),
+                "QueryCanceled",
+                format!("QueryCanceled: {said}"),
+                "Query was cancelled, please try again",
+                (422, "Query canceled"),
+            ),
+            (
+                ProbeError::MissingPartition,
+                "MissingPartition",
+                "MissingPartition: Realtime was unable to find the expected messages partition".to_owned(),
+                database,
+                (422, "Missing messages partition"),
+            ),
+            (
+                ProbeError::PoolExhausted,
+                "IncreaseConnectionPool",
+                "IncreaseConnectionPool: Please increase your connection pool size".to_owned(),
+                ":increase_connection_pool",
+                (429, "Connection pool exhausted"),
+            ),
+            (
+                ProbeError::Unavailable,
+                "UnableToConnectToProject",
+                format!("UnableToConnectToProject: {database}"),
+                database,
+                (422, "Tenant database unavailable"),
+            ),
+            (
+                ProbeError::Other("something".to_owned()),
+                "UnableToSetPolicies",
+                database.to_owned(),
+                database,
+                (500, "Unable to authorize broadcast"),
+            ),
+        ];
+        for (error, code, reason, message, answer) in table {
+            assert_eq!(error.code(), code);
+            assert_eq!(error.join_reason("room"), reason);
+            assert_eq!(error.push_message("room"), message);
+            assert_eq!(error.http_answer(), answer);
+            assert!(!reason.contains("something") && !reason.contains("raise_exception"));
+        }
+    }
+}

@@ -27,8 +27,6 @@ use super::{Grants, ProbeError};
 use crate::visibility::pool::Lease;
 use crate::visibility::sql;
 
-/// The whole batch may take this many times the timeout of one statement.
-const BUDGET: u32 = 4;
 /// How often a question is made anew because the catalogue changed under it, or asked again on another session because
 /// the first one was found dead.
 const ATTEMPTS: usize = 3;
@@ -122,13 +120,15 @@ pub(super) async fn answer(desk: &Desk, lease: Lease, what: What, questions: &[&
     everybody(questions, &ProbeError::Unavailable)
 }
 
-fn everybody(questions: &[&Question], error: &ProbeError) -> Vec<Outcome> {
+pub(super) fn everybody(questions: &[&Question], error: &ProbeError) -> Vec<Outcome> {
     questions.iter().map(|_| Outcome::Answer(Err(error.clone()))).collect()
 }
 
-/// How long an exchange may take.
-pub(super) fn budget(desk: &Desk) -> Duration {
-    desk.pool.config().statement_timeout.saturating_mul(BUDGET)
+/// How long an exchange may take. Together, little more than the slowest single statement: whoever had no turn by then
+/// is asked alone, and the session is free for others in between. Alone, enough for each of its statements.
+pub(super) fn budget(desk: &Desk, questions: &[&Question]) -> Duration {
+    let timeout = desk.pool.config().statement_timeout;
+    if questions.len() > 1 { timeout.mul_f32(1.5) } else { timeout.saturating_mul(4) }
 }
 
 pub(super) fn become_step(statement: &Statement, question: &Question) -> Step {

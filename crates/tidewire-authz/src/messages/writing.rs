@@ -47,7 +47,7 @@ pub(super) async fn write(
             }
         }
     }
-    let exchanged = exchange(session, BEGIN_WRITE, &steps, budget(desk)).await?;
+    let exchanged = exchange(session, BEGIN_WRITE, &steps, budget(desk, questions)).await?;
     let mut is_sound = exchanged.is_over;
     let mut answers = exchanged.answers.into_iter();
     let mut outcomes = Vec::with_capacity(questions.len());
