@@ -108,6 +108,11 @@ impl Access {
         self.readers.get(role).cloned().unwrap_or(UNKNOWN)
     }
 
+    /// The role exists, is allowed, and somebody may speak for it.
+    pub(super) fn is_fit(&self, role: &str) -> bool {
+        self.roles.contains_key(role)
+    }
+
     /// A role that sees and may select everything. `preferred` if it is one, then `service_role`, then any other.
     pub(super) fn bypassing(&self, preferred: Option<&str>, must_insert: bool) -> Option<&str> {
         let fits = |name: &str| {

@@ -31,25 +31,22 @@ use crate::visibility::sql;
 /// the first one was found dead.
 const ATTEMPTS: usize = 3;
 
-/// One snapshot for the catalogue and for what policies read.
-pub(super) const BEGIN_READ: &str =
-    "begin isolation level repeatable read read only; savepoint tidewire; set local search_path = ''";
+/// One snapshot for the catalogue and for what policies read. The settings are for the catalogue's question and end with
+/// [`UNDO`]: its text speaks of nobody's claims, so one plan serves for ever (planning it costs more than running it).
+pub(super) const BEGIN_READ: &str = "begin isolation level repeatable read read only; savepoint tidewire; \
+     set local search_path = ''; set local plan_cache_mode = force_generic_plan";
 pub(super) const BEGIN_WRITE: &str = "begin isolation level read committed read write; savepoint tidewire";
 pub(super) const UNDO: &str = "rollback to savepoint tidewire";
 pub(super) const SET_ROLE: &str = "select set_config('role', $1, true)";
 
-/// Becomes the subscriber. Without such a role there is no row and nothing is set; a role that nobody speaks for
-/// becomes nobody, and the answer says so.
+/// Becomes the subscriber, whose role is known to be fit.
 pub(super) const BECOME: &str = "
-    select is_fit, pg_catalog.has_schema_privilege(oid, 'realtime', 'USAGE'),
-           pg_catalog.set_config('role', case when is_fit then $1::text else 'none' end, true),
+    select pg_catalog.set_config('role', $1, true),
            pg_catalog.set_config('realtime.topic', $2, true),
            pg_catalog.set_config('request.jwt.claims', $3, true),
            pg_catalog.set_config('request.jwt.claim.sub', $4, true),
            pg_catalog.set_config('request.jwt.claim.role', $1, true),
-           pg_catalog.set_config('request.headers', $5, true)
-    from (select r.oid, not r.rolsuper and not r.rolreplication as is_fit
-          from pg_catalog.pg_roles r where r.rolname = $1) as named";
+           pg_catalog.set_config('request.headers', $5, true)";
 
 /// What became of one question.
 #[derive(Debug)]

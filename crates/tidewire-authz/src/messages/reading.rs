@@ -97,10 +97,8 @@ pub(super) async fn read(
                 };
                 // Without this one the next question would be answered for the wrong subscriber.
                 undone?;
-                match became.and_then(|rows| seen.map(|seen| (rows, seen))) {
-                    Ok((became, seen)) => {
-                        Outcome::Answer(read_image(&became, &seen, with_presence(question)))
-                    }
+                match became.and(seen) {
+                    Ok(seen) => Outcome::Answer(read_image(&seen, with_presence(question))),
                     Err(error) => {
                         is_sound = false;
                         if error.code().is_some_and(|code| is_about_the_text(code.code())) {
@@ -162,8 +160,7 @@ fn step_error(error: &tokio_postgres::Error) -> Result<ProbeError, Trouble> {
     }
 }
 
-fn read_image(became: &[Row], seen: &[Row], with_presence: bool) -> Result<Grants, ProbeError> {
-    is_become(became)?;
+fn read_image(seen: &[Row], with_presence: bool) -> Result<Grants, ProbeError> {
     let unreadable = |_| ProbeError::Other("postgres answered with another type".to_owned());
     let mut bits = Vec::with_capacity(2);
     for row in seen {
@@ -173,16 +170,6 @@ fn read_image(became: &[Row], seen: &[Row], with_presence: bool) -> Result<Grant
         ([broadcast], false) => Ok(Grants { broadcast: *broadcast, presence: false }),
         ([broadcast, presence], true) => Ok(Grants { broadcast: *broadcast, presence: *presence }),
         _ => Err(ProbeError::Other("postgres answered with another number of rows".to_owned())),
-    }
-}
-
-/// The answer of [`BECOME`]: the subscriber's role was taken.
-pub(super) fn is_become(became: &[Row]) -> Result<(), ProbeError> {
-    match became.first().map(|row| row.try_get::<_, bool>(0)) {
-        Some(Ok(true)) => Ok(()),
-        Some(Ok(false)) => Err(ProbeError::Policy("nobody speaks for a role with this power".to_owned())),
-        None => Err(ProbeError::Policy("the role does not exist".to_owned())),
-        Some(Err(_)) => Err(ProbeError::Other("postgres answered with another type".to_owned())),
     }
 }
 
@@ -336,10 +323,10 @@ async fn read_rows(
         // Without this one the next question would be answered for the wrong subscriber.
         steps.pop().ok_or(Trouble::Lost)??;
         let outcome = match steps.into_iter().collect::<Result<Vec<_>, _>>() {
-            Ok(rows) => is_become(&rows[2]).map(|()| {
+            Ok(rows) => {
                 let seen: Vec<String> = rows[3].iter().filter_map(|row| row.try_get(0).ok()).collect();
-                Grants { broadcast: seen.contains(&ids[0]), presence: seen.contains(&ids[1]) }
-            }),
+                Ok(Grants { broadcast: seen.contains(&ids[0]), presence: seen.contains(&ids[1]) })
+            }
             Err(error) => {
                 is_sound = false;
                 Err(step_error(&error)?)

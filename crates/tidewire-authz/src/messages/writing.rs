@@ -9,9 +9,19 @@ use super::exchange::{Param, Step, exchange};
 use super::probe::{
     BECOME, BEGIN_WRITE, Outcome, SET_ROLE, Trouble, UNDO, bare, become_step, budget, probe_error,
 };
-use super::reading::is_become;
+use super::reading::load_access;
 use super::{Grants, ProbeError};
 use crate::visibility::pool::{Lease, Session};
+
+/// As [`BEGIN_WRITE`], with the settings for [`FIT`], which end with [`UNDO`]. See [`BEGIN_READ`](super::probe).
+const BEGIN_FIT: &str = "begin isolation level read committed read write; savepoint tidewire; \
+     set local search_path = ''; set local plan_cache_mode = force_generic_plan";
+
+/// Whoever of `$1` somebody may speak for, and whether they may name things in the schema: a prepared statement is not
+/// asked again whether its names may be looked up.
+const FIT: &str = "
+    select r.rolname::text, has_schema_privilege(r.oid, 'realtime', 'USAGE')
+    from pg_roles r where r.rolname::text = any ($1) and not r.rolsuper and not r.rolreplication";
 
 /// The columns that the reference gives; the others take their defaults.
 const INSERT: &str = "
@@ -25,20 +35,26 @@ const EXTENSIONS: [&str; 2] = ["broadcast", "presence"];
 
 type Answer = Result<Grants, ProbeError>;
 
+fn unfit() -> ProbeError {
+    ProbeError::Policy("the role does not exist or is not allowed".to_owned())
+}
+
 pub(super) async fn write(
     desk: &Desk,
     mut lease: Lease,
     questions: &[&Question],
 ) -> Result<Vec<Outcome>, Trouble> {
     let session = lease.session();
-    let (insert, mut known) = prepare(desk, session, questions).await?;
+    let (insert, known) = prepare(desk, session, questions).await?;
     let become_subscriber = session.prepare(BECOME).await?;
     let undo = session.prepare(UNDO).await?;
-    let mut steps = Vec::with_capacity(questions.len() * 6);
+    let fit = session.prepare(FIT).await?;
+    let mut roles: Vec<_> = questions.iter().map(|question| question.identity.role.clone()).collect();
+    roles.sort_unstable();
+    roles.dedup();
+    let mut steps = vec![Step { statement: fit, params: vec![Param::Texts(roles)] }, bare(&undo)];
     if let Some(insert) = &insert {
-        for question in
-            questions.iter().filter(|question| !known.contains_key(question.identity.role.as_str()))
-        {
+        for question in questions.iter().filter(|q| !known.contains_key(q.identity.role.as_str())) {
             for extension in EXTENSIONS {
                 steps.push(become_step(&become_subscriber, question));
                 let params = [question.topic.as_str(), extension].map(|text| Param::Text(text.to_owned()));
@@ -47,12 +63,19 @@ pub(super) async fn write(
             }
         }
     }
-    let exchanged = exchange(session, BEGIN_WRITE, &steps, budget(desk, questions)).await?;
+    let exchanged = exchange(session, BEGIN_FIT, &steps, budget(desk, questions)).await?;
     let mut is_sound = exchanged.is_over;
     let mut answers = exchanged.answers.into_iter();
+    let mut may_enter: BTreeMap<String, bool> = BTreeMap::new();
+    for row in answers.next().flatten().ok_or(Trouble::Lost)?? {
+        may_enter.insert(row.try_get(0)?, row.try_get(1)?);
+    }
+    answers.next().flatten().ok_or(Trouble::Lost)??;
+
     let mut outcomes = Vec::with_capacity(questions.len());
     for question in questions {
-        if let Some(answer) = known.get_mut(question.identity.role.as_str()) {
+        let role = question.identity.role.as_str();
+        if let Some(answer) = known.get(role) {
             outcomes.push(Outcome::Answer(answer.clone()));
             continue;
         }
@@ -75,10 +98,12 @@ pub(super) async fn write(
             }
         }
         is_sound &= error.is_none();
-        outcomes.push(match error {
-            Some(error) => Outcome::Answer(Err(error)),
-            None if had_turn => Outcome::Answer(Ok(Grants { broadcast: may[0], presence: may[1] })),
-            None => Outcome::NoTurn,
+        outcomes.push(match (error, may_enter.get(role)) {
+            (_, None) => Outcome::Answer(Err(unfit())),
+            (Some(error), _) => Outcome::Answer(Err(error)),
+            (None, _) if !had_turn => Outcome::NoTurn,
+            (None, Some(false)) => Outcome::Answer(Ok(Grants::default())),
+            (None, Some(true)) => Outcome::Answer(Ok(Grants { broadcast: may[0], presence: may[1] })),
         });
     }
     if is_sound {
@@ -92,18 +117,20 @@ fn read_insert(
     became: Result<Vec<Row>, Error>,
     inserted: Result<Vec<Row>, Error>,
 ) -> Result<bool, ProbeError> {
-    let became = became.map_err(|error| probe_error(&error))?;
-    is_become(&became)?;
-    // A prepared statement is not asked again whether its names may be looked up.
-    let may_enter = became.first().is_some_and(|row| row.try_get::<_, bool>(1).unwrap_or(false));
+    became.map_err(|error| probe_error(&error))?;
     match inserted {
-        Ok(_) => Ok(may_enter),
-        Err(error) if error.code().is_some_and(|code| code.code() == DENIED) => Ok(false),
+        Ok(_) => Ok(true),
+        Err(error) if is_denied(&error) => Ok(false),
         Err(error) => Err(probe_error(&error)),
     }
 }
 
-/// The statement, and the roles whose answer is known without it: not allowed, or unable to have it parsed.
+fn is_denied(error: &Error) -> bool {
+    error.code().is_some_and(|code| code.code() == DENIED)
+}
+
+/// The statement, and the roles whose answer is known without it: nobody speaks for them, or they cannot have it
+/// parsed. A role that was fit a moment ago and no longer is runs nothing but this statement, and is found out after.
 async fn prepare<'a>(
     desk: &Desk,
     session: &mut Session,
@@ -111,11 +138,16 @@ async fn prepare<'a>(
 ) -> Result<(Option<Statement>, BTreeMap<&'a str, Answer>), Trouble> {
     let mut known: BTreeMap<&str, Answer> = BTreeMap::new();
     let roles = || questions.iter().map(|question| question.identity.role.as_str());
-    for role in roles() {
-        if !desk.pool.config().roles.iter().any(|allowed| allowed == role) {
-            let why = "the role does not exist or is not allowed";
-            known.insert(role, Err(ProbeError::Policy(why.to_owned())));
-        }
+    let are_fit = desk.access().is_some_and(|access| roles().all(|role| access.is_fit(role)));
+    if !are_fit {
+        // Never read, or before this role was there.
+        let access = load_access(desk, session).await?;
+        known.extend(roles().filter(|role| !access.is_fit(role)).map(|role| (role, Err(unfit()))));
+    }
+    if !session.is_prepared(FIT) {
+        session.client.batch_execute(BEGIN_FIT).await?;
+        session.prepare(FIT).await?;
+        session.client.batch_execute("rollback").await?;
     }
     if session.is_prepared(INSERT) {
         return Ok((Some(session.prepare(INSERT).await?), known));
@@ -132,9 +164,7 @@ async fn prepare<'a>(
                     insert = Some(statement);
                     None
                 }
-                Err(error) if error.code().is_some_and(|code| code.code() == DENIED) => {
-                    Some(Ok(Grants::default()))
-                }
+                Err(error) if is_denied(&error) => Some(Ok(Grants::default())),
                 Err(error) => Some(Err(probe_error(&error))),
             },
             Err(error) => Some(Err(probe_error(&error))),
