@@ -1,5 +1,6 @@
 //! Developer tasks behind `./x`. No dependencies: on a fresh machine this is the first thing that is built.
 
+mod codegen;
 mod counts;
 mod postgres;
 mod run;
@@ -16,6 +17,7 @@ const HELP: &str = "\
 ./x test [STEP…]   everything that continuous integration runs; with names, only those steps
 ./x bench [FLAGS]  measure; see `./x bench --help`
 ./x fmt            format the code
+./x codegen        write docs/generated from the code
 ./x setup          only install what `./x run` needs
 ./x help           this text
 
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         "test" => return test::test(&rest),
         "bench" => run::bench(&rest),
         "fmt" => run::format(),
+        "codegen" => codegen::codegen(),
         "help" | "--help" | "-h" => {
             steps::say(HELP);
             Ok(())

@@ -1,9 +1,9 @@
 //! What the server counts: names, labels and meanings, once; the numbers; and `GET /metrics`.
 //!
 //! Owns every metric of this server. It may not decide anything, and nothing waits for it: a shard counts in
-//! plain fields of its own ([`meter`]) and publishes them once per turn with relaxed stores; whatever happens
-//! less often than a delivery adds to an atomic ([`cells`]). There is no lock and no look-up on the way of a
-//! frame, and a scrape ([`page`]) only loads. What a scrape sees of several numbers may be a turn apart.
+//! plain fields of its own (`meter`) and publishes them once per turn with relaxed stores; whatever happens
+//! less often than a delivery adds to an atomic (`cells`). There is no lock and no look-up on the way of a
+//! frame, and a scrape (`page`) only loads. What a scrape sees of several numbers may be a turn apart.
 //!
 //! No metric is labelled with topics, users or addresses: what clients choose must not become memory here.
 //! Names that dashboards of the reference know are kept where what they count exists here (`PROTOCOL.md`

@@ -115,6 +115,7 @@ pub(super) async fn batch(State(app): State<App>, headers: HeaderMap, body: Byte
             Ok(true) => {}
             Ok(false) => continue,
             Err(error) => {
+                app.shards.metrics().count_code_named(error.code());
                 tracing::warn!(
                     code = error.code(),
                     advice = error.advice(),
@@ -165,6 +166,7 @@ pub(super) async fn single(
             Ok(true) => {}
             Ok(false) => return json_response(StatusCode::FORBIDDEN, UNAUTHORIZED),
             Err(error) => {
+                app.shards.metrics().count_code_named(error.code());
                 tracing::warn!(
                     code = error.code(),
                     advice = error.advice(),
