@@ -186,14 +186,35 @@ fn deny() -> StepResult {
     check(cargo().args(["deny", "check"]))
 }
 
+/// The pure crates build for the browser, with an installed target or with Debian's compiler for the web, which
+/// builds the standard library from its source.
 fn wasm() -> StepResult {
+    const TARGET: &str = "wasm32-unknown-unknown";
     let sysroot = output("rustc", ["--print", "sysroot"]).unwrap_or_default();
-    if !Path::new(sysroot.trim()).join("lib/rustlib/wasm32-unknown-unknown/lib").is_dir() {
-        let reason = "the wasm target is not installed (rustup target add wasm32-unknown-unknown)";
-        return Ok(Outcome::Skipped(reason.into()));
-    }
-    let mut command = cargo();
-    command.args(["check", "--target", "wasm32-unknown-unknown"]);
+    let mut command = if Path::new(sysroot.trim()).join("lib/rustlib").join(TARGET).join("lib").is_dir() {
+        let mut command = cargo();
+        command.args(["check", "--target", TARGET]);
+        command
+    } else {
+        let source = Path::new("/usr/lib/rustlib/src/rust/library/std");
+        if !source.is_dir() && in_ci() && is_root() {
+            apt_install(&["rustc-web", "cargo-web", "rust-web-src", "lld"]);
+        }
+        if !source.is_dir() || !has("wasm-ld") {
+            let reason = "no wasm target (rustup target add wasm32-unknown-unknown), nor Debian's rustc-web, \
+                          cargo-web, rust-web-src and lld";
+            return Ok(Outcome::Skipped(reason.into()));
+        }
+        let mut command = Command::new("/usr/bin/cargo");
+        command
+            .args(["check", "-Zbuild-std=std,panic_abort", "--target", TARGET])
+            .env("RUSTC", "/usr/bin/rustc")
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", "wasm-ld")
+            .env("CARGO_TARGET_DIR", target_dir().join("wasm"))
+            .current_dir(root());
+        command
+    };
     for name in PURE {
         command.args(["--package", name]);
     }
