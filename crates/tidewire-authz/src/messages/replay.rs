@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::time::timeout;
 use tokio_postgres::Row;
 
 use super::access::ACCESS;
@@ -18,6 +19,8 @@ const LIMIT_SETTING: &str = "select pg_catalog.set_config('statement_timeout', '
 /// For the answers to arrive once Postgres has given up.
 const SLACK_MS: u64 = 1_000;
 const ATTEMPTS: usize = 3;
+/// Ends waiting for a server that is not there any more.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(15);
 
 /// Half-open ranges of what Elixir's `DateTime.from_unix` accepts, which is what clients may send.
 const SINCE_MIN_MS: i64 = -377_705_116_800_000;
@@ -52,7 +55,8 @@ pub(super) async fn replay(
 ) -> Result<Vec<ReplayedMessage>, ProbeError> {
     for _ in 0..ATTEMPTS {
         let lease = desk.lease().await?;
-        match Box::pin(attempt(desk, lease, topic, since_unix_ms, limit)).await {
+        let answered = timeout(ATTEMPT_LIMIT, attempt(desk, lease, topic, since_unix_ms, limit)).await;
+        match answered.unwrap_or(Err(Trouble::Failed(ProbeError::Unavailable))) {
             Ok(messages) => return Ok(messages),
             Err(Trouble::Failed(error)) => return Err(error),
             Err(Trouble::Lost | Trouble::Changed) => {}

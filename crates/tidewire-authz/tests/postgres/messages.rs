@@ -179,7 +179,8 @@ const GATE: &str = "
     create policy p on realtime.messages to authenticated
       using (extension = 'broadcast' and gate()) with check (extension = 'broadcast' and gate())";
 
-const WAITS: &str = "select count(*) = 1 from pg_locks where locktype = 'advisory' and not granted";
+const WAITS: &str = "select count(*) = 1 from pg_locks where locktype = 'advisory' and not granted
+    and database = (select oid from pg_database where datname = current_database())";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn questions_that_wait_are_asked_once_and_a_sent_one_is_never_joined() {
@@ -190,7 +191,7 @@ async fn questions_that_wait_are_asked_once_and_a_sent_one_is_never_joined() {
         // The statement is prepared beforehand, so that the count below is of evaluations.
         authenticator.read_grants(&member(1), "room", "{}", true).await.unwrap();
         drop(authenticator);
-        wait_until(&database.admin, "select count(*) = 0 from pg_stat_activity where usename = 'authenticator' and query like '%rollback%'").await;
+        wait_until(&database.admin, "select count(*) = 0 from pg_stat_activity where usename = 'authenticator' and datname = current_database() and query like '%rollback%'").await;
         execute(&database, "select pg_stat_reset()").await;
 
         let authenticator = database.authenticator(pool_size);
@@ -473,7 +474,6 @@ async fn a_login_with_rights_of_its_own_is_not_used() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_pool_is_told_and_then_refused_at_once() {
     let database = prepared(GATE).await;
-    execute(&database, "alter role authenticator set statement_timeout = 0").await;
     let authenticator = Authenticator::new(AuthenticatorConfig {
         postgres: database.login("authenticator"),
         pool_size: 1,
