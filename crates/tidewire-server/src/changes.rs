@@ -39,6 +39,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{DatabaseConfig, ServerConfig};
+use crate::maintenance::Owner;
 use crate::shard::Shards;
 
 /// Commands waiting above which shards stop reading their sockets.
@@ -123,12 +124,15 @@ pub(crate) fn start(
     receiver: ChangeReceiver,
     shards: Shards,
     authenticator: Option<&Authenticator>,
+    owner: Option<Owner>,
     shutdown: CancellationToken,
 ) -> Result<(watch::Receiver<ChangeStatus>, tokio::task::JoinHandle<()>), tokio_postgres::Error> {
     let first = if config.database.is_some() { ChangeStatus::Connecting } else { ChangeStatus::Off };
     let (status, watcher) = watch::channel(first);
     let database = match (&config.database, authenticator) {
-        (Some(database), Some(authenticator)) => Some(task::Database::new(database, authenticator.clone())?),
+        (Some(database), Some(authenticator)) => {
+            Some(task::Database::new(database, authenticator.clone(), owner)?)
+        }
         _ => None,
     };
     let task = task::ChangeTask::new(config, database, receiver, shards, status);

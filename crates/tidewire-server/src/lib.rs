@@ -125,8 +125,8 @@ impl Server {
         };
         let authenticator = changes::authenticator(&config).map_err(unusable)?;
         let maintenance = config.database.as_ref().and_then(|database| database.maintenance_url.as_ref());
-        let maintenance =
-            maintenance.map(|url| changes::parse_url(url.expose())).transpose().map_err(unusable)?;
+        let owner = maintenance.map(|url| changes::parse_url(url.expose())).transpose().map_err(unusable)?;
+        let owner = owner.map(maintenance::Owner::new);
         let limits = &config.limits;
         let rates = Arc::new(Rates::new(
             limits.max_joins_per_second,
@@ -140,14 +140,20 @@ impl Server {
             .map_err(StartError::EventLoop)?;
         // The change stream outlives the sockets: it takes their last commands.
         let stop_changes = CancellationToken::new();
-        let started =
-            changes::start(&config, receiver, shards.clone(), authenticator.as_ref(), stop_changes.clone());
+        let started = changes::start(
+            &config,
+            receiver,
+            shards.clone(),
+            authenticator.as_ref(),
+            owner.clone(),
+            stop_changes.clone(),
+        );
         let (status, changes) = started.map_err(|error| {
             shards.stop();
             unusable(error)
         })?;
-        if let Some(postgres) = maintenance {
-            tokio::spawn(maintenance::run(postgres, shutdown.clone()));
+        if let Some(owner) = owner {
+            tokio::spawn(owner.run(shutdown.clone()));
         }
         let app =
             http::App::new(Arc::new(config), tokens, shards.clone(), status.clone(), authenticator, rates);

@@ -1,11 +1,14 @@
-//! Upkeep of `realtime.messages`: partitions made ahead, old ones dropped.
+//! The objects of schema `realtime` and their upkeep: made before the stream is opened, partitions made ahead,
+//! old ones dropped.
 //!
-//! Needs a login that owns the table (`database.maintenance_url`). Without one nothing is done here, and
-//! somebody else has to keep the partitions; a missing one shows as `MissingPartition`.
+//! Needs a login that owns them (`database.maintenance_url`). Without one nothing is done here, and somebody
+//! else has to keep the partitions; a missing one shows as `MissingPartition`.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio_postgres::NoTls;
+use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
 /// Partitions exist for three days ahead, so one run a day would do; an hour also covers a laptop that slept.
@@ -14,28 +17,64 @@ const INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// Runs until `shutdown`.
-pub(crate) async fn run(postgres: tokio_postgres::Config, shutdown: CancellationToken) {
-    loop {
-        let wait = match once(&postgres).await {
-            Ok(()) => INTERVAL,
-            Err(error) => {
-                tracing::warn!(code = "PartitionCreationFailed", error, "upkeep of realtime.messages failed");
-                RETRY
-            }
-        };
-        if shutdown.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
-            return;
-        }
-    }
+/// The owner's login. A cheap handle.
+#[derive(Debug, Clone)]
+pub(crate) struct Owner {
+    postgres: tokio_postgres::Config,
+    is_prepared: Arc<AtomicBool>,
 }
 
-async fn once(postgres: &tokio_postgres::Config) -> Result<(), String> {
-    // The text of a connection error names hosts, never passwords.
-    let (mut client, connection) = postgres.connect(NoTls).await.map_err(|error| error.to_string())?;
-    let driver = tokio::spawn(connection);
-    let result = tidewire_schema::maintain(&mut client).await.map_err(|error| error.to_string());
-    drop(client);
-    driver.abort();
-    result.map(drop)
+impl Owner {
+    pub(crate) fn new(mut postgres: tokio_postgres::Config) -> Self {
+        postgres.application_name("tidewire_maintenance").connect_timeout(Duration::from_secs(10));
+        Self { postgres, is_prepared: Arc::default() }
+    }
+
+    /// Makes what is missing, once. A failure is logged and does not keep the stream from being opened: row
+    /// changes need none of it.
+    pub(crate) async fn prepare(&self) {
+        if self.is_prepared.load(Ordering::Acquire) {
+            return;
+        }
+        let prepared = self
+            .with_client(async |client| {
+                tidewire_schema::apply(client).await?;
+                tidewire_schema::maintain(client).await.map(drop)
+            })
+            .await;
+        match prepared {
+            Ok(()) => self.is_prepared.store(true, Ordering::Release),
+            Err(error) => {
+                tracing::warn!(code = "MigrationsFailedToRun", error, "schema realtime could not be made");
+            }
+        }
+    }
+
+    /// Keeps the partitions until `shutdown`.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let mut wait = INTERVAL;
+        while shutdown.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
+            let kept =
+                self.with_client(async |client| tidewire_schema::maintain(client).await.map(drop)).await;
+            wait = INTERVAL;
+            if let Err(error) = kept {
+                tracing::warn!(code = "PartitionCreationFailed", error, "upkeep of realtime.messages failed");
+                wait = RETRY;
+            }
+        }
+    }
+
+    async fn with_client(
+        &self,
+        work: impl AsyncFnOnce(&mut Client) -> Result<(), tidewire_schema::SchemaError>,
+    ) -> Result<(), String> {
+        // The text of a connection error names hosts, never passwords.
+        let (mut client, connection) =
+            self.postgres.connect(NoTls).await.map_err(|error| error.to_string())?;
+        let driver = tokio::spawn(connection);
+        let result = work(&mut client).await.map_err(|error| error.to_string());
+        drop(client);
+        driver.abort();
+        result
+    }
 }

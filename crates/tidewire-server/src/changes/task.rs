@@ -19,6 +19,7 @@ use super::catalogue::Catalogue;
 use super::registry::{self, Checked, Registry, printed};
 use super::{ChangeReceiver, ChangeStatus, parse_url};
 use crate::config::{DatabaseConfig, ServerConfig};
+use crate::maintenance::Owner;
 use crate::shard::Shards;
 
 /// Messages of one batch. A batch shares its round trips to Postgres; larger ones only delay the first.
@@ -49,12 +50,14 @@ pub(super) struct Database {
     pub(super) catalogue: Catalogue,
     stream: StreamConfig,
     messages_publication: String,
+    owner: Option<Owner>,
 }
 
 impl Database {
     pub(super) fn new(
         database: &DatabaseConfig,
         authenticator: Authenticator,
+        owner: Option<Owner>,
     ) -> Result<Self, tokio_postgres::Error> {
         let stream = StreamConfig::new(
             parse_url(database.replication_url.expose())?,
@@ -63,7 +66,7 @@ impl Database {
         );
         let catalogue = Catalogue::new(authenticator.clone(), &database.publication);
         let messages_publication = database.messages_publication.clone();
-        Ok(Self { authenticator, catalogue, stream, messages_publication })
+        Ok(Self { authenticator, catalogue, stream, messages_publication, owner })
     }
 }
 
@@ -217,7 +220,7 @@ impl ChangeTask {
     fn open(&mut self) -> Stream {
         let Some(database) = &self.database else { return Stream::Off };
         let mut config = database.stream.clone();
-        let messages_publication = database.messages_publication.clone();
+        let (messages_publication, owner) = (database.messages_publication.clone(), database.owner.clone());
         let start = self.resume_from.map_or(Start::Fresh, Start::From);
         let wait = match self.failed_attempts {
             0 => Duration::ZERO,
@@ -225,6 +228,9 @@ impl ChangeTask {
         };
         Stream::Opening(tokio::spawn(async move {
             tokio::time::sleep(wait).await;
+            if let Some(owner) = owner {
+                owner.prepare().await;
+            }
             // Without the publication of `realtime.messages` there is no broadcast from the database, and
             // nothing else is missing.
             let found = tidewire_replication::probe(&config).await?;
