@@ -29,9 +29,9 @@ use super::{
 use crate::message::{Body, Message, channel_frame};
 use crate::now::Now;
 
-/// Frames that may wait for one answer, and their bytes. A client buffers pushes until its join is answered,
-/// so hardly any ever wait; a flood of them is cut off.
-const MAX_WAITING_FRAMES: usize = 256;
+/// Frames that may wait for one answer, and their bytes. A client buffers pushes until its join is answered, but
+/// may send a burst while its first one is being decided; a flood is cut off.
+const MAX_WAITING_FRAMES: usize = 4096;
 const MAX_WAITING_BYTES: usize = 8 * 1024 * 1024;
 
 /// Replayed ids kept per channel: as many as one replay can have (§3.6).
@@ -142,7 +142,8 @@ impl Hub {
         self.sockets[socket as usize].joining.push(id);
     }
 
-    /// If a join of this topic waits on this socket, the frame waits behind it. False: the frame may go on.
+    /// If a join of this topic or a push to it waits on this socket, the frame waits behind it: a leave must not
+    /// overtake the last broadcast, an untrack not its track. False: the frame may go on.
     pub(super) fn waits_behind_join(
         &mut self,
         socket: u32,
@@ -150,17 +151,25 @@ impl Hub {
         bytes: &[u8],
         is_text: bool,
     ) -> bool {
-        if self.sockets[socket as usize].joining.is_empty() {
+        if self.asked.is_empty() {
             return false;
         }
-        let found = self.sockets[socket as usize].joining.iter().copied().find(|id| {
+        let joining = self.sockets[socket as usize].joining.iter().copied().find(|id| {
             matches!(self.asked.get(id.index as usize), Some(Asked { purpose: Purpose::Join { request, .. }, .. })
                 if *request.topic == *topic)
         });
-        let Some(id) = found else { return false };
+        let Some(id) = joining.or_else(|| self.write_question(socket, topic)) else { return false };
         let waited = if is_text { Waited::Text(bytes.to_vec()) } else { Waited::Binary(bytes.to_vec()) };
         self.keep_waiting(socket, id, waited);
         true
+    }
+
+    fn write_question(&self, socket: u32, topic: &str) -> Option<AskId> {
+        let slot = self.find_channel(socket, topic)?;
+        match self.channels[slot as usize].access.as_deref()?.write {
+            Write::Asked(id) => Some(id),
+            _ => None,
+        }
     }
 
     fn keep_waiting(&mut self, socket: u32, id: AskId, waited: Waited) {
@@ -241,17 +250,9 @@ impl Hub {
         if !is_new_token {
             return;
         }
-        match access.write {
-            // Asked under the old token: asked again, and what waited goes on waiting.
-            Write::Asked(earlier) => {
-                let waiting = self.take_asked(earlier).map(|asked| asked.waiting).unwrap_or_default();
-                let id = self.ask_to_write(slot);
-                if let Some(asked) = self.asked_mut(id) {
-                    asked.waiting = waiting;
-                }
-            }
-            _ => access.write = Write::Unknown,
-        }
+        // A token waits behind the pushes that came before it, so nothing is being asked under the old one.
+        debug_assert!(!matches!(access.write, Write::Asked(_)), "tokens wait behind pushes");
+        access.write = Write::Unknown;
     }
 
     fn sub_topic_of(&self, channel: &Channel) -> Arc<str> {

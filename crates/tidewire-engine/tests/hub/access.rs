@@ -65,6 +65,37 @@ fn a_join_waits_for_the_database_and_pushes_wait_behind_it() {
 }
 
 #[test]
+fn whatever_follows_a_push_that_is_being_decided_comes_after_it() {
+    let mut server = Server::new(1);
+    let listener = member(&mut server, 0, "", read(true, true));
+    let client = member(&mut server, 0, r#","presence":{"enabled":true,"key":"k"}"#, read(true, true));
+    server.push(client, r#""1""#, r#""2""#, ROOM, "presence", r#"{"event":"track","payload":{}}"#);
+    server.push(client, r#""1""#, r#""3""#, ROOM, "presence", r#"{"event":"untrack"}"#);
+    server.push(client, r#""1""#, r#""4""#, ROOM, "broadcast", r#"{"last":"words"}"#);
+    server.push(client, r#""1""#, r#""5""#, ROOM, "phx_leave", "{}");
+    server.settle();
+    server.expect_nothing(client);
+    server.answer(write(true, true));
+    server.settle();
+    let replies: Vec<_> = server
+        .take(client)
+        .iter()
+        .map(parts)
+        .filter(|(_, _, _, event, _)| event == "phx_reply")
+        .map(|(_, reference, ..)| reference)
+        .collect();
+    assert_eq!(replies, ["2", "3", "5"]);
+    let heard: Vec<_> = server.take(listener).iter().map(parts).map(|(.., payload)| payload).collect();
+    assert_eq!(heard, [json!({ "last": "words" })]);
+
+    // Nobody is left over.
+    let late = server.open(0, Version::V2);
+    join(&mut server, late, r#","presence":{"enabled":true}"#, read(true, true));
+    let (.., event, state) = parts(&server.take(late)[1]);
+    assert_eq!((event.as_str(), state), ("presence_state", json!({})));
+}
+
+#[test]
 fn neither_permission_is_a_refusal_after_the_backoff() {
     let mut server = Server::new(1);
     let client = server.open(0, Version::V2);
