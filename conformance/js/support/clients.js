@@ -13,7 +13,10 @@ export const variants = [
   { name: "supabase-js older, vsn 1.0.0", create: createOlderClient, vsn: undefined, hasBinary: false },
 ];
 
-/** A client whose sockets the test can cut: `sockets` has every one it opened. */
+/**
+ * A client whose sockets the test can cut: `sockets` has every one it opened. `token` is a text or a function that
+ * gives the one that counts now.
+ */
 export function openClient(variant, info, { token, key = info.anon_key, realtime = {} } = {}) {
   const sockets = [];
   class Transport extends WebSocket {
@@ -25,7 +28,7 @@ export function openClient(variant, info, { token, key = info.anon_key, realtime
   const client = variant.create(info.url, key, {
     auth: { persistSession: false, autoRefreshToken: false, detectSessionInUrl: false },
     realtime: { transport: Transport, reconnectAfterMs: () => 250, ...(variant.vsn && { vsn: variant.vsn }), ...realtime },
-    ...(token && { accessToken: async () => token }),
+    ...(token && { accessToken: async () => (typeof token === "function" ? token() : token) }),
   });
   return {
     client,

@@ -13,12 +13,12 @@ export class RawSocket {
   #read = 0;
 
   /** `vsn` null leaves the parameter out. */
-  static async open(info, { vsn = "2.0.0", apikey = info.anon_key, base = info.ws_url } = {}) {
+  static async open(info, { vsn = "2.0.0", apikey = info.anon_key, base = info.ws_url, headers = {} } = {}) {
     const url = new URL(`${base}/websocket`);
     url.searchParams.set("apikey", apikey);
     if (vsn !== null) url.searchParams.set("vsn", vsn);
     const raw = new RawSocket();
-    raw.ws = new WebSocket(url, { perMessageDeflate: false });
+    raw.ws = new WebSocket(url, { perMessageDeflate: false, headers });
     raw.closed = once(raw.ws, "close").then(([code]) => code);
     raw.ws.on("message", (data, isBinary) => raw.frames.push(isBinary ? data : data.toString()));
     raw.ws.on("error", () => {});
@@ -128,6 +128,12 @@ export function handshake(info, { path = "/realtime/v1/websocket", query = {}, h
 export function broadcastPush({ joinRef, ref, topic, event, metadata = "", encoding, payload }) {
   const fields = [joinRef, ref, topic, event, metadata].map((field) => Buffer.from(field));
   return Buffer.concat([Buffer.from([3, ...fields.map((field) => field.length), encoding]), ...fields, Buffer.from(payload)]);
+}
+
+/** Kind 4 with the payload as text or, for encoding 0, as a list of bytes: for comparisons. */
+export function readable(frame) {
+  const delivery = readDelivery(frame);
+  return { ...delivery, payload: delivery.encoding === 1 ? delivery.payload.toString() : [...delivery.payload] };
 }
 
 /** Reads kind 4 (user broadcast). */

@@ -23,14 +23,22 @@ const STOP_LIMIT_MS = 15_000;
 
 export const binary = process.env.TIDEWIRE_BIN ?? join(here, "../../../target/release/tidewire");
 
-/** Signs claims with HS256. `exp` is an hour from now unless the claims say otherwise; `null` leaves it out. */
-export function signToken(claims, secret) {
+/**
+ * A token whose signature `sign` makes from the text before it. `exp` is an hour from now unless the claims say
+ * otherwise; `null` leaves it out.
+ */
+export function makeToken(header, claims, sign) {
   const now = Math.floor(Date.now() / 1000);
   const body = { iat: now, exp: now + 3600, ...claims };
   for (const [name, value] of Object.entries(body)) if (value === null) delete body[name];
   const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
-  const unsigned = `${part({ alg: "HS256", typ: "JWT" })}.${part(body)}`;
-  return `${unsigned}.${createHmac("sha256", secret).update(unsigned).digest("base64url")}`;
+  const unsigned = `${part({ typ: "JWT", ...header })}.${part(body)}`;
+  return `${unsigned}.${sign(unsigned).toString("base64url")}`;
+}
+
+/** Signs claims with HS256. */
+export function signToken(claims, secret, header = {}) {
+  return makeToken({ alg: "HS256", ...header }, claims, (text) => createHmac("sha256", secret).update(text).digest());
 }
 
 export class TidewireServer {
@@ -41,17 +49,21 @@ export class TidewireServer {
   #dataDir;
   info = null;
 
-  constructor(dataDir, args) {
+  /** Environment of the process, beside the test's own; a change holds from the next `run`. */
+  env;
+
+  constructor(dataDir, args, env) {
     this.#dataDir = dataDir;
     this.#args = args;
+    this.env = env;
   }
 
   /** Starts a server in a new folder and waits until it says that it is ready. */
-  static async start({ args = [] } = {}) {
+  static async start({ args = [], env = {} } = {}) {
     if (!existsSync(binary)) throw new Error(`no server binary at ${binary}; build it or set TIDEWIRE_BIN`);
     const dataDir = await mkdtemp(join(tmpdir(), "tidewire-conformance-"));
     await chmod(dataDir, 0o711); // as root Postgres runs under another account, which has to pass through
-    const server = new TidewireServer(dataDir, args);
+    const server = new TidewireServer(dataDir, args, env);
     await server.run({ port: 0 });
     return server;
   }
@@ -60,6 +72,7 @@ export class TidewireServer {
   async run({ port = new URL(this.info.url).port } = {}) {
     const child = spawn(binary, ["dev", "--json", "--port", String(port), "--data-dir", join(this.#dataDir, "data"), ...this.#args], {
       stdio: ["ignore", "pipe", "pipe"],
+      env: { ...process.env, ...this.env },
     });
     this.#process = child;
     child.stderr.setEncoding("utf8").on("data", (chunk) => {
