@@ -12,6 +12,9 @@ use bytes::Bytes;
 /// their own. Without it, pongs of two bytes would fill a bound of 16 MiB with a gigabyte.
 pub(crate) const FRAME_COST_BYTES: usize = 64;
 
+/// Places in the ring that a drained outbox keeps: one kilobyte.
+const RESTING_FRAMES: usize = 32;
+
 /// The bound was reached; the frame was not queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overflow;
@@ -92,10 +95,8 @@ impl Outbox {
             self.written = 0;
             self.frames.pop_front();
         }
-        // An idle socket shall cost nothing; a busy one keeps its small ring.
-        if self.frames.capacity() > 64 {
-            self.frames = VecDeque::new();
-        }
+        // An idle socket shall cost little; a loaded one shall not grow its ring from nothing in every turn.
+        self.frames.shrink_to(RESTING_FRAMES);
     }
 }
 

@@ -115,6 +115,15 @@ operational_codes! {
     IncreaseConnectionPool: [JoinReply Log],
         "no connection was free to evaluate policies in time",
         "raise `database.pool_size`, or make the policies cheaper";
+    UnableToBroadcastChanges: [Log],
+        "a row of `realtime.messages` was not broadcast: a required column is null or the payload is too large",
+        "insert through `realtime.send`; the log line names what is missing";
+    MigrationsFailedToRun: [Log],
+        "the objects of schema `realtime` could not be made",
+        "give `database.maintenance_url` a login that may create them, or apply them yourself";
+    PartitionCreationFailed: [Log],
+        "the daily partitions of `realtime.messages` could not be kept",
+        "check that `database.maintenance_url` owns the table; it is tried again every minute";
     PrivateOnly: [JoinReply],
         "a public join on a tenant that allows private channels only",
         "join with `config: { private: true }`, or set `private_only` of the tenant to false";

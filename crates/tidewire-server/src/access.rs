@@ -14,6 +14,7 @@ use tidewire_engine::{
 };
 use tidewire_protocol::codes::OperationalCode;
 
+use crate::maintenance::Owner;
 use crate::shard::Shards;
 use crate::tokens::identity_of;
 
@@ -22,12 +23,13 @@ use crate::tokens::identity_of;
 pub(crate) struct Access {
     runtime: tokio::runtime::Handle,
     authenticator: Option<Authenticator>,
+    owner: Option<Owner>,
 }
 
 impl Access {
     /// Must be called on the runtime that will carry the questions.
-    pub(crate) fn new(authenticator: Option<Authenticator>) -> Self {
-        Self { runtime: tokio::runtime::Handle::current(), authenticator }
+    pub(crate) fn new(authenticator: Option<Authenticator>, owner: Option<Owner>) -> Self {
+        Self { runtime: tokio::runtime::Handle::current(), authenticator, owner }
     }
 
     /// Puts a question; the answer reaches the hub whenever it comes.
@@ -36,11 +38,16 @@ impl Access {
             shards.answer(hub, id, Answer::Refused(refusal(&ProbeError::Unavailable, topic_of(&question))));
             return;
         };
-        let shards = shards.clone();
+        let (shards, owner) = (shards.clone(), self.owner.clone());
         self.runtime.spawn(async move {
             let answer = match decide(&authenticator, &question).await {
                 Ok(answer) => answer,
-                Err(refusal) => Answer::Refused(refusal),
+                Err(refusal) => {
+                    if let (OperationalCode::MissingPartition, Some(owner)) = (refusal.code, owner) {
+                        owner.wake();
+                    }
+                    Answer::Refused(refusal)
+                }
             };
             shards.answer(hub, id, answer);
         });

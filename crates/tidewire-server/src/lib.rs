@@ -135,7 +135,7 @@ impl Server {
         ));
         tokio::spawn(rates::run(Arc::clone(&rates), shutdown.clone()));
         let (sender, receiver) = changes::channel();
-        let access = access::Access::new(authenticator.clone());
+        let access = access::Access::new(authenticator.clone(), owner.clone());
         let (shards, threads) = Shards::start(hub_configs(&config, &rates), &verifier, &sender, &access)
             .map_err(StartError::EventLoop)?;
         // The change stream outlives the sockets: it takes their last commands.

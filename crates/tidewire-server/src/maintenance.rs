@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
@@ -22,12 +23,13 @@ const RETRY: Duration = Duration::from_secs(60);
 pub(crate) struct Owner {
     postgres: tokio_postgres::Config,
     is_prepared: Arc<AtomicBool>,
+    wanted: Arc<Notify>,
 }
 
 impl Owner {
     pub(crate) fn new(mut postgres: tokio_postgres::Config) -> Self {
         postgres.application_name("tidewire_maintenance").connect_timeout(Duration::from_secs(10));
-        Self { postgres, is_prepared: Arc::default() }
+        Self { postgres, is_prepared: Arc::default(), wanted: Arc::default() }
     }
 
     /// Makes what is missing, once. A failure is logged and does not keep the stream from being opened: row
@@ -50,10 +52,20 @@ impl Owner {
         }
     }
 
+    /// Somebody found no partition for today: the clock has jumped, or the machine slept for days.
+    pub(crate) fn wake(&self) {
+        self.wanted.notify_one();
+    }
+
     /// Keeps the partitions until `shutdown`.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut wait = INTERVAL;
-        while shutdown.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.wanted.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
             let kept =
                 self.with_client(async |client| tidewire_schema::maintain(client).await.map(drop)).await;
             wait = INTERVAL;
