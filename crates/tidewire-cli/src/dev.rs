@@ -178,6 +178,8 @@ fn config(args: &DevArgs, keys: &Keys) -> Result<ServerConfig, Failure> {
          max_presence_events_per_second = 'unlimited'
          [timers]
          shutdown_grace_ms = {}
+         [metrics]
+         without_secret = 'loopback'
          [database]
          replication_url = 'postgres://known@127.0.0.1/later'
          authenticator_url = 'postgres://known@127.0.0.1/later'

@@ -102,7 +102,7 @@ mod tests {
     /// An unknown setting's refusal lists the known ones; each must stand in the file, if only as a comment.
     #[test]
     fn the_default_file_knows_every_setting() {
-        for section in ["", "tenant", "database", "limits", "timers", "demo"] {
+        for section in ["", "tenant", "database", "limits", "timers", "metrics", "demo"] {
             let text = if section.is_empty() { "zz = 1".to_owned() } else { format!("[{section}]\nzz = 1") };
             let refusal = format!("{:?}", settings::load(&text, None, []).unwrap_err());
             let known: Vec<&str> = refusal.split('`').skip(3).step_by(2).collect();

@@ -38,7 +38,7 @@ pub const CODE: &str = "code";
 pub const MESSAGE_TYPE: &str = "message_type";
 /// Label of a limit: its key in section `limits`.
 pub const NAME: &str = "name";
-/// Label of what the database was asked: `read` or `write` of a private channel.
+/// Label of what the database was asked: `read` or `write` of a private channel, or about `changes`.
 pub const QUESTION: &str = "question";
 /// Label of the server's version.
 pub const VERSION: &str = "version";
@@ -165,7 +165,7 @@ metrics! {
     SLOW_READERS = "tidewire_slow_readers_total", Counter, [],
         "connections closed with 4008 because their outbox was full";
     INBOX_MESSAGES = "tidewire_inbox_messages", Gauge, [],
-        "messages that waited for the shards when they last looked; producers wait above 8192 for one shard";
+        "messages that wait for the shards; producers wait above 8192 for one shard";
 
     // Errors.
     CHANNEL_ERROR = "realtime_channel_error", Counter, [CODE TENANT],

@@ -143,6 +143,11 @@ impl Shards {
         &self.metrics
     }
 
+    /// Messages that no shard has taken yet.
+    pub(crate) fn waiting_messages(&self) -> u64 {
+        self.inboxes.iter().map(|inbox| inbox.waiting() as u64).sum()
+    }
+
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
         self.inboxes.len()

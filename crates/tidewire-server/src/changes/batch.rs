@@ -42,7 +42,7 @@ const VISIBILITY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is delivered already: a transaction and how many of its changes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Position {
+pub(super) struct Position {
     commit: Lsn,
     changes: u32,
 }
@@ -139,6 +139,11 @@ impl Batcher {
         std::mem::take(&mut self.disturbed)
     }
 
+    /// How far changes have been handed over; grows with every new one, and with none that is sent again.
+    pub(super) fn position(&self) -> Position {
+        self.delivered
+    }
+
     pub(super) fn resume_position(&self) -> Lsn {
         self.confirmed
     }
@@ -192,7 +197,11 @@ impl Batcher {
             }
         }
         if !collected.pending.is_empty() {
+            let began = Instant::now();
             let answers = ask::ask(&mut collected.pending, registry, database).await;
+            if !answers.is_empty() {
+                self.shards.metrics().count_authorisation(began.elapsed());
+            }
             for change in &collected.pending {
                 self.deliver(change, registry, &answers);
             }

@@ -449,9 +449,14 @@ impl ChangeTask {
         }
         let Some(database) = &self.database else { return Ok(()) };
         let began = Instant::now();
+        let before = self.batcher.position();
         if let Some(lsn) = self.batcher.handle(&batch, &mut self.registry, database).await? {
             stream.confirm(lsn);
             metrics.confirm_log(lsn);
+        }
+        // Progress ends a row of failures. What is only sent again is none: a message that cannot be read comes
+        // behind the same changes every time.
+        if self.batcher.position() > before {
             self.failed_attempts = 0;
             self.last_error = None;
         }

@@ -99,12 +99,7 @@ pub(super) async fn batch(State(app): State<App>, headers: HeaderMap, body: Byte
     }
     app.shards.uncongested().await;
     for message in messages.iter().filter(|message| !message.is_private) {
-        send(
-            &app,
-            Domain::Public,
-            &message.topic,
-            Body::Json { event: "broadcast", payload: payload(message) },
-        );
+        send(&app, Domain::Public, &message.topic, message.body(), message.id.as_deref());
     }
     let mut topics: Vec<&str> =
         messages.iter().filter(|message| message.is_private).map(|message| message.topic.as_str()).collect();
@@ -125,7 +120,7 @@ pub(super) async fn batch(State(app): State<App>, headers: HeaderMap, body: Byte
             }
         }
         for message in messages.iter().filter(|message| message.is_private && message.topic == topic) {
-            send(&app, Domain::Private, topic, Body::Json { event: "broadcast", payload: payload(message) });
+            send(&app, Domain::Private, topic, message.body(), message.id.as_deref());
         }
     }
     StatusCode::ACCEPTED.into_response()
@@ -189,16 +184,20 @@ pub(super) async fn single(
         encoding: payload.encoding,
         payload: payload.bytes,
     };
-    send(&app, domain, &topic, body);
+    send(&app, domain, &topic, body, None);
     StatusCode::ACCEPTED.into_response()
 }
 
-fn send(app: &App, domain: Domain, sub_topic: &str, body: Body) {
+/// A message with an id is spared those to whom it has been replayed (§3.6).
+fn send(app: &App, domain: Domain, sub_topic: &str, body: Body, id: Option<&str>) {
     app.rates.events.add(1);
     app.shards.metrics().count_http_broadcast(match &body {
         Body::Json { payload, .. } | Body::UserBroadcast { payload, .. } => payload.len(),
     });
-    let message = Message::in_domain(domain, &format!("{}{sub_topic}", topic::PREFIX), body);
+    let mut message = Message::in_domain(domain, &format!("{}{sub_topic}", topic::PREFIX), body);
+    if let Some(id) = id {
+        message = message.with_id(id);
+    }
     app.shards.send_to_all(&PeerMessage::Publish { message: Arc::new(message), is_presence: false });
 }
 
@@ -357,6 +356,12 @@ fn is_uuid(text: &str) -> bool {
             8 | 13 | 18 | 23 => byte == b'-',
             _ => byte.is_ascii_hexdigit(),
         })
+}
+
+impl Valid<'_> {
+    fn body(&self) -> Body {
+        Body::Json { event: "broadcast", payload: payload(self) }
+    }
 }
 
 /// What members get (§3.3, row "HTTP batch").

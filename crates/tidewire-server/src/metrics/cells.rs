@@ -48,8 +48,6 @@ shard_numbers! {
     outbox_bytes,
     /// Connections whose socket buffer is full.
     blocked,
-    /// Messages found in the inbox at the last look.
-    inbox_messages,
     /// Bytes read.
     input_bytes,
     /// Bytes written.
@@ -122,7 +120,8 @@ pub(crate) struct Metrics {
     confirmed_lsn: AtomicU64,
     /// Questions about private channels: read, write.
     pub(super) check_time: [Histogram; 2],
-    pub(super) authorise_time: [Histogram; 2],
+    /// The same, and questions about row changes.
+    pub(super) authorise_time: [Histogram; 3],
     started_unix_s: u64,
 }
 
@@ -145,7 +144,7 @@ impl Metrics {
             received_lsn: AtomicU64::new(0),
             confirmed_lsn: AtomicU64::new(0),
             check_time: [milliseconds(&READ_CHECK), milliseconds(&WRITE_CHECK)],
-            authorise_time: [seconds(&AUTHORISE_SECONDS), seconds(&AUTHORISE_SECONDS)],
+            authorise_time: std::array::from_fn(|_| seconds(&AUTHORISE_SECONDS)),
             started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         }
     }
@@ -203,6 +202,11 @@ impl Metrics {
     /// The log up to here was confirmed.
     pub(crate) fn confirm_log(&self, up_to: Lsn) {
         self.confirmed_lsn.fetch_max(up_to.0, Relaxed);
+    }
+
+    /// The database has answered what of a batch of changes who may see.
+    pub(crate) fn count_authorisation(&self, took: Duration) {
+        self.authorise_time[2].observe_time(took);
     }
 
     /// The database has answered a question about a private channel.

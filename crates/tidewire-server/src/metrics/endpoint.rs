@@ -86,7 +86,13 @@ fn answer(app: &App, gate: &Gate, host: &str, headers: &HeaderMap, region: Optio
     let is_here = region.is_none_or(|region| region == app.config.metrics.region);
     let text = if is_here {
         let is_live = matches!(*app.changes.borrow(), ChangeStatus::Live | ChangeStatus::Off);
-        page::render(app.shards.metrics(), &app.rates, &app.config, host, is_live)
+        page::render(
+            (app.shards.metrics(), app.shards.waiting_messages()),
+            &app.rates,
+            &app.config,
+            host,
+            is_live,
+        )
     } else {
         // Another region has nodes of its own; this server is all there is here.
         page::END.to_owned()

@@ -42,11 +42,6 @@ impl ShardMeter {
         }
     }
 
-    /// So many messages were in the inbox.
-    pub(crate) fn took(&mut self, messages: usize) {
-        self.numbers.inbox_messages = messages as u64;
-    }
-
     /// So many bytes were read.
     pub(crate) fn read(&mut self, bytes: usize) {
         self.numbers.input_bytes += bytes as u64;

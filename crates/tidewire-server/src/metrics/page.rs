@@ -25,7 +25,7 @@ pub(super) const END: &str = "# EOF\n";
 
 /// Everything, as text.
 pub(super) fn render(
-    metrics: &Metrics,
+    (metrics, inbox_messages): (&Metrics, u64),
     rates: &Rates,
     config: &ServerConfig,
     host: &str,
@@ -77,7 +77,7 @@ pub(super) fn render(
     page.number(OUTBOX_BYTES, &[], shards.outbox_bytes);
     page.number(BLOCKED, &[], shards.blocked);
     page.number(SLOW_READERS, &[], metrics.code_count(OperationalCode::SlowReader));
-    page.number(INBOX_MESSAGES, &[], shards.inbox_messages);
+    page.number(INBOX_MESSAGES, &[], inbox_messages);
 
     page.codes(CHANNEL_ERROR, tenant, |code| metrics.channel_code_count(code));
     page.codes(GLOBAL_CHANNEL_ERROR, &[], |code| metrics.channel_code_count(code));
@@ -94,7 +94,7 @@ pub(super) fn render(
         page.histogram(metric, tenant, histogram);
     }
     page.describe(AUTHORISE_SECONDS);
-    for (question, histogram) in ["read", "write"].into_iter().zip(&metrics.authorise_time) {
+    for (question, histogram) in ["read", "write", "changes"].into_iter().zip(&metrics.authorise_time) {
         page.histogram(AUTHORISE_SECONDS, &[(QUESTION, question)], histogram);
     }
     page.number(ASKED, &[], shards.asked);

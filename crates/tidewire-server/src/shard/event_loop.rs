@@ -187,7 +187,6 @@ impl EventLoop {
     fn drain_inbox(&mut self, now: Now) {
         let mut batch = std::mem::take(&mut self.batch);
         self.inbox().take(&mut batch);
-        self.meter.took(batch.len());
         for message in batch.drain(..) {
             match message {
                 ShardMessage::Adopt(handoff) => self.adopt(now, *handoff),

@@ -56,6 +56,10 @@ impl Inbox {
         self.waiting.store(0, Ordering::Relaxed);
     }
 
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     pub(super) fn is_congested(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > CONGESTED
     }

@@ -54,6 +54,11 @@ pub(super) struct Answers {
 }
 
 impl Answers {
+    /// Nothing was asked: everything could be decided here.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tables.is_empty() && self.undecided.is_empty()
+    }
+
     fn about(&self, change: &Pending<'_>) -> Option<(&TableAnswers, usize)> {
         let asked = change.asked?;
         Some((self.tables.get(asked.table)?, asked.image))
