@@ -2,7 +2,7 @@
 //!
 //! It owns one socket and the frames that nobody has asked for yet, in the order they came. It never
 //! answers or sends anything by itself. Asking for a frame looks among those first and then reads on, at
-//! most for [`DEADLINE`](crate::DEADLINE).
+//! most for [`DEADLINE`].
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;

@@ -32,8 +32,10 @@ const BATCH_BYTES: usize = 4 * 1024 * 1024;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
-/// A stream that has lived this long was not part of a row of failures.
-const STEADY: Duration = Duration::from_secs(10);
+/// Streams that may end one after the other without having brought anything new. Walsenders are killed and
+/// connections cut; but a message that cannot be read ends every stream at the same place, and from here on that
+/// is treated like a stream that cannot be opened.
+const FRUITLESS_STREAMS: u32 = 10;
 
 /// Attempts that may fail before the channels are told: a Postgres restart takes a second or two, and a
 /// stream that goes on from its slot has missed nothing.
@@ -111,7 +113,8 @@ pub(super) struct ChangeTask {
     /// Where an interrupted durable stream goes on; `None` = afresh.
     resume_from: Option<Lsn>,
     last_error: Option<String>,
-    live_since: Instant,
+    /// Streams in a row that brought nothing new.
+    fruitless_streams: u32,
     /// The live stream contains messages from the database.
     has_messages: bool,
     /// Channels that want to be told when it does (§3.7), looked at again and again.
@@ -139,7 +142,7 @@ impl ChangeTask {
             failed_attempts: 0,
             resume_from: None,
             last_error: None,
-            live_since: Instant::now(),
+            fruitless_streams: 0,
             has_messages: false,
             awaiting_messages: JoinSet::new(),
         }
@@ -252,7 +255,10 @@ impl ChangeTask {
         let resumed = self.resume_from.is_some();
         let durability = stream.durability();
         tracing::info!(started_at = %stream.started_at(), ?durability, resumed, "the change stream is live");
-        self.live_since = Instant::now();
+        if self.fruitless_streams < FRUITLESS_STREAMS {
+            self.failed_attempts = 0;
+            self.last_error = None;
+        }
         self.batcher.on_stream_opened(resumed);
         if !resumed {
             self.batcher.start_at(stream.started_at());
@@ -276,10 +282,7 @@ impl ChangeTask {
 
     /// The connection ended. A durable slot goes on from what was delivered; anything else begins anew.
     fn on_interruption(&mut self, stream: &WalStream, error: &StreamError) -> Stream {
-        // A stream that ends at once, again and again, is failing, even if it can be opened.
-        if self.live_since.elapsed() >= STEADY {
-            self.failed_attempts = 0;
-        }
+        self.fruitless_streams += 1;
         self.resume_from = (stream.durability() == Durability::Durable && !error.is_continuity_lost())
             .then(|| self.batcher.resume_position());
         self.on_failure(error)
@@ -454,11 +457,9 @@ impl ChangeTask {
             stream.confirm(lsn);
             metrics.confirm_log(lsn);
         }
-        // Progress ends a row of failures. What is only sent again is none: a message that cannot be read comes
-        // behind the same changes every time.
+        // What is only sent again is nothing new.
         if self.batcher.position() > before {
-            self.failed_attempts = 0;
-            self.last_error = None;
+            self.fruitless_streams = 0;
         }
         metrics.count_batch(began.elapsed());
         // Whoever may have missed a change is told so, and told again when it listens again (§5.11).
