@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tidewire_authz::{Authenticator, AuthenticatorConfig};
-use tidewire_engine::ChangeCommand;
+use tidewire_engine::{ChangeCommand, Rates};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -125,6 +125,7 @@ pub(crate) fn start(
     shards: Shards,
     authenticator: Option<&Authenticator>,
     owner: Option<Owner>,
+    rates: Arc<Rates>,
     shutdown: CancellationToken,
 ) -> Result<(watch::Receiver<ChangeStatus>, tokio::task::JoinHandle<()>), tokio_postgres::Error> {
     let first = if config.database.is_some() { ChangeStatus::Connecting } else { ChangeStatus::Off };
@@ -135,7 +136,7 @@ pub(crate) fn start(
         }
         _ => None,
     };
-    let task = task::ChangeTask::new(config, database, receiver, shards, status);
+    let task = task::ChangeTask::new(config, database, receiver, shards, rates, status);
     Ok((watcher, tokio::spawn(task.run(shutdown))))
 }
 

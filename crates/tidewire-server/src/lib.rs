@@ -146,6 +146,7 @@ impl Server {
             shards.clone(),
             authenticator.as_ref(),
             owner.clone(),
+            Arc::clone(&rates),
             stop_changes.clone(),
         );
         let (status, changes) = started.map_err(|error| {

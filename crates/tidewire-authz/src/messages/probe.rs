@@ -27,9 +27,12 @@ use super::{Grants, ProbeError};
 use crate::visibility::pool::Lease;
 use crate::visibility::sql;
 
-/// How often a question is made anew because the catalogue changed under it, or asked again on another session because
-/// the first one was found dead.
+/// How often a question is asked again on another session because the first one was found dead.
 const ATTEMPTS: usize = 3;
+
+/// How long a question is made anew because the catalogue changed under it. Each round is answered by what the
+/// catalogue said in the round before, so one quiet moment of a few milliseconds is enough.
+const UNSETTLED: Duration = Duration::from_secs(5);
 
 /// One snapshot for the catalogue and for what policies read. The settings are for the catalogue's question and end with
 /// [`UNDO`]: its text speaks of nobody's claims, so one plan serves for ever (planning it costs more than running it).
@@ -96,7 +99,9 @@ pub(super) fn probe_error(error: &Error) -> ProbeError {
 /// One outcome per question.
 pub(super) async fn answer(desk: &Desk, lease: Lease, what: What, questions: &[&Question]) -> Vec<Outcome> {
     let mut held = Some(lease);
-    for _ in 0..ATTEMPTS {
+    let mut lost = 0;
+    let deadline = tokio::time::Instant::now() + UNSETTLED;
+    while lost < ATTEMPTS && tokio::time::Instant::now() < deadline {
         let lease = match held.take() {
             Some(lease) => lease,
             None => match desk.lease().await {
@@ -111,7 +116,8 @@ pub(super) async fn answer(desk: &Desk, lease: Lease, what: What, questions: &[&
         match answered {
             Ok(outcomes) => return outcomes,
             Err(Trouble::Failed(error)) => return everybody(questions, &error),
-            Err(Trouble::Lost | Trouble::Changed) => {}
+            Err(Trouble::Lost) => lost += 1,
+            Err(Trouble::Changed) => {}
         }
     }
     everybody(questions, &ProbeError::Unavailable)

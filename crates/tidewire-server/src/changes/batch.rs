@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use tidewire_authz::AccessError;
-use tidewire_engine::{Action, ChannelId, Match, PeerMessage, TableId};
+use tidewire_engine::{Action, ChannelId, Match, PeerMessage, Rates, TableId};
 use tidewire_replication::{
     Begin, Lsn, Message, OldTuple, Relation, ReplicaIdentity, StreamError, Tuple, WalRead, decode,
 };
@@ -51,6 +51,7 @@ pub(super) struct Batcher {
     shards: Shards,
     max_record_bytes: usize,
     max_payload_bytes: usize,
+    rates: Arc<Rates>,
     relations: FxHashMap<u32, Relation>,
     tables: FxHashMap<u32, Arc<PublishedTable>>,
     transaction: Option<Begin>,
@@ -103,11 +104,12 @@ impl<'a> Pending<'a> {
 }
 
 impl Batcher {
-    pub(super) fn new(shards: Shards, limits: &Limits) -> Self {
+    pub(super) fn new(shards: Shards, limits: &Limits, rates: Arc<Rates>) -> Self {
         Self {
             shards,
             max_record_bytes: limits.max_record_bytes,
             max_payload_bytes: limits.max_payload_bytes,
+            rates,
             relations: FxHashMap::default(),
             tables: FxHashMap::default(),
             transaction: None,
@@ -290,7 +292,7 @@ impl Batcher {
         if let (Action::Insert, Some(row), Some(relation)) = (action, new, self.relations.get(&relation))
             && messages::is_messages(relation)
         {
-            messages::publish(&self.shards, relation, row, self.max_payload_bytes);
+            messages::publish(&self.shards, &self.rates, relation, row, self.max_payload_bytes);
         }
         let table_id = TableId(relation);
         if !registry.index.has_table(table_id) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidewire_authz::Authenticator;
-use tidewire_engine::{ChangeCommand, ChannelId, PeerMessage};
+use tidewire_engine::{ChangeCommand, ChannelId, PeerMessage, Rates};
 use tidewire_protocol::codes::OperationalCode;
 use tidewire_replication::{
     Durability, Lsn, Retry, SlotPolicy, Start, StreamConfig, StreamError, WalRead, WalStream,
@@ -127,12 +127,13 @@ impl ChangeTask {
         database: Option<Database>,
         commands: ChangeReceiver,
         shards: Shards,
+        rates: Arc<Rates>,
         status: watch::Sender<ChangeStatus>,
     ) -> Self {
         Self {
             database,
             commands,
-            batcher: Batcher::new(shards.clone(), &config.limits),
+            batcher: Batcher::new(shards.clone(), &config.limits, rates),
             shards,
             status,
             resubscribe_after: Duration::from_millis(config.timers.resubscribe_ms),

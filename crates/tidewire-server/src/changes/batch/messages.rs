@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidewire_engine::{Body, Domain, Message as Frame, PeerMessage};
+use tidewire_engine::{Body, Domain, Message as Frame, PeerMessage, Rates};
 use tidewire_protocol::frame::Encoding;
 use tidewire_protocol::{json, topic};
 use tidewire_replication::{Cell, Relation, Tuple};
@@ -19,9 +19,21 @@ pub(super) fn is_messages(relation: &Relation) -> bool {
 }
 
 /// Sends a row to its topic. A row that cannot be sent is reported and dropped.
-pub(super) fn publish(shards: &Shards, relation: &Relation, row: Tuple<'_>, max_payload_bytes: usize) {
-    match message(relation, row, max_payload_bytes) {
+pub(super) fn publish(
+    shards: &Shards,
+    rates: &Rates,
+    relation: &Relation,
+    row: Tuple<'_>,
+    max_payload_bytes: usize,
+) {
+    let message = if rates.events.is_triggered() {
+        Err("too_many_requests")
+    } else {
+        message(relation, row, max_payload_bytes)
+    };
+    match message {
         Ok(message) => {
+            rates.events.add(1);
             shards.send_to_all(&PeerMessage::Publish { message: Arc::new(message), is_presence: false });
         }
         Err(problem) => {
