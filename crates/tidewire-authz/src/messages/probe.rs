@@ -2,7 +2,7 @@
 //!
 //! **Reading** ([`super::reading`]) is decided on an image of the row that the reference would insert, by the stored policy expressions
 //! under the subscriber's role and claims, as [`crate::visibility`] decides about changes. The same exchange reads what
-//! the decision rests on ([`Access`]) in the same snapshot; if that is not what the questions were made of, nothing was
+//! the decision rests on (the access of each role) in the same snapshot; if that is not what the questions were made of, nothing was
 //! decided and they are made anew.
 //!
 //! Where an image does not tell (a policy reads a system column, calls something in a schema the role may not name, or
