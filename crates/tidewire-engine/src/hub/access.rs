@@ -144,7 +144,7 @@ impl Hub {
 
     /// If a join of this topic or a push to it waits on this socket, the frame waits behind it: a leave must not
     /// overtake the last broadcast, an untrack not its track. False: the frame may go on.
-    pub(super) fn waits_behind_join(
+    pub(super) fn waits_for_answer(
         &mut self,
         socket: u32,
         topic: &str,

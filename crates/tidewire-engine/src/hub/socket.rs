@@ -82,7 +82,7 @@ impl Hub {
         }
         let version = self.sockets[id.index as usize].version;
         match frame::decode_text(version, bytes) {
-            Ok(frame) if self.waits_behind_join(id.index, &frame.topic, bytes, true) => {}
+            Ok(frame) if self.waits_for_answer(id.index, &frame.topic, bytes, true) => {}
             Ok(frame) => self.route(now, id.index, &frame),
             Err(error) => self.report_malformed(id.index, &error.to_string()),
         }
@@ -97,7 +97,7 @@ impl Hub {
             return;
         }
         match frame::decode_binary(bytes) {
-            Ok(frame) if self.waits_behind_join(id.index, &frame.topic, bytes, false) => {}
+            Ok(frame) if self.waits_for_answer(id.index, &frame.topic, bytes, false) => {}
             Ok(frame) => self.route(now, id.index, &frame),
             Err(error) => self.report_malformed(id.index, &error.to_string()),
         }
