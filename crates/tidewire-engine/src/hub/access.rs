@@ -144,13 +144,7 @@ impl Hub {
 
     /// If a join of this topic or a push to it waits on this socket, the frame waits behind it: a leave must not
     /// overtake the last broadcast, an untrack not its track. False: the frame may go on.
-    pub(super) fn waits_for_answer(
-        &mut self,
-        socket: u32,
-        topic: &str,
-        bytes: &[u8],
-        is_text: bool,
-    ) -> bool {
+    pub(super) fn waits_for_answer(&mut self, socket: u32, topic: &str, bytes: &[u8], is_text: bool) -> bool {
         if self.asked.is_empty() {
             return false;
         }
